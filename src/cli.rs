@@ -1,0 +1,1 @@
+//! What the operator typed, and the commands that talk to a running proxy.

@@ -1,0 +1,1 @@
+//! What the program needs, gathered from flags, environment and file, and validated once.

@@ -1,0 +1,4 @@
+//! Sockets: endpoints, connecting, back-off.
+
+pub mod endpoint;
+pub use endpoint::Endpoint;

@@ -1,0 +1,230 @@
+//! What `GET /api/v1/status` answers: the one definition, shared by the server and the command line.
+//!
+//! Counts are numbers, durations are seconds, times are RFC 3339, absent things are `null`.
+
+use serde::{Deserialize, Serialize};
+
+/// Where the move stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    Teeing,
+    Backfilling,
+    Synced,
+    CuttingOver,
+    CutOver,
+    Finished,
+}
+
+impl Phase {
+    pub const ALL: [Phase; 6] =
+        [Phase::Teeing, Phase::Backfilling, Phase::Synced, Phase::CuttingOver, Phase::CutOver, Phase::Finished];
+}
+
+/// Which Redis answers Django now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Authority {
+    Source,
+    Target,
+}
+
+impl Authority {
+    /// The other Redis: the one that the tee writes to.
+    pub fn other(self) -> Authority {
+        match self {
+            Authority::Source => Authority::Target,
+            Authority::Target => Authority::Source,
+        }
+    }
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Status {
+    pub version: String,
+    pub phase: Phase,
+    pub authority: Authority,
+    /// When the phase was entered.
+    pub since: String,
+    pub uptime_seconds: f64,
+    pub clients: Clients,
+    pub commands: Commands,
+    pub tee: Tee,
+    pub sessions: Sessions,
+    pub backfill: Backfill,
+    pub verify: Verify,
+    pub cutover: Cutover,
+    /// The operation that runs now.
+    pub operation: Option<Operation>,
+    /// What an operator should know and act on, in plain words.
+    #[serde(default)]
+    pub warnings: Vec<String>,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Clients {
+    pub connected: u64,
+    pub total: u64,
+    pub held: u64,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Commands {
+    pub forwarded: u64,
+    pub session_writes: u64,
+    pub errors: u64,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Tee {
+    /// The Redis that is not the authority: after cutover this is the source.
+    pub target: Sink,
+    pub database: Sink,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Sink {
+    pub connected: bool,
+    pub pending: u64,
+    pub lag_seconds: f64,
+    pub delivered: u64,
+    pub retries: u64,
+    pub dirty: u64,
+    /// Sessions that this store cannot hold (database: a key over 40 characters).
+    #[serde(default)]
+    pub rejected: u64,
+    pub last_error: Option<String>,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Sessions {
+    pub source: u64,
+    pub target: u64,
+    pub database: u64,
+    pub unstorable: u64,
+    pub bypassing_writes: u64,
+    pub bypass_watch: String,
+    pub rescued_reads: u64,
+    pub resurrected: u64,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BackfillState {
+    #[default]
+    Idle,
+    Running,
+    Done,
+    Failed,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Backfill {
+    pub state: BackfillState,
+    pub scanned: u64,
+    pub copied: u64,
+    pub skipped: u64,
+    pub failed: u64,
+    pub per_second: f64,
+    /// Session keys at the source when it started: what a progress bar counts to.
+    #[serde(default)]
+    pub expected: u64,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VerifyState {
+    #[default]
+    Idle,
+    Running,
+    Clean,
+    Differs,
+    Failed,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Verify {
+    pub state: VerifyState,
+    pub at: Option<String>,
+    pub compared: u64,
+    pub missing_target: u64,
+    pub different_target: u64,
+    pub extra_target: u64,
+    pub missing_database: u64,
+    pub different_database: u64,
+    pub extra_database: u64,
+    pub unstorable: u64,
+    pub rounds: u64,
+    /// Digests of up to 20 sessions that differ, each with the store and the kind, for a person to look into.
+    #[serde(default)]
+    pub examples: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CutoverState {
+    #[default]
+    Idle,
+    Holding,
+    Draining,
+    Switching,
+    Done,
+    Undone,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Cutover {
+    pub state: CutoverState,
+    pub hold_seconds: Option<f64>,
+    pub reason: Option<String>,
+}
+
+/// What an operator can ask for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OperationKind {
+    Backfill,
+    Verify,
+    Cutover,
+    Rollback,
+    Restore,
+    Finish,
+}
+
+/// The JSON body of `POST /api/v1/…`; the same options as the flags.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct OperationOptions {
+    /// Print the plan and each check's answer, change nothing.
+    pub dry_run: bool,
+    /// Go on although a check says no.
+    pub force: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OperationState {
+    Running,
+    Done,
+    Failed,
+    Stopped,
+}
+
+/// `GET /api/v1/operations/ID`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Operation {
+    pub operation: u64,
+    pub kind: OperationKind,
+    pub state: OperationState,
+    pub started: String,
+    pub finished: Option<String>,
+    /// Steps done so far, for a progress bar; `total` is null where it is not known.
+    pub done: u64,
+    pub total: Option<u64>,
+    /// What it is doing, in plain words.
+    pub message: String,
+    /// Why it failed.
+    pub error: Option<String>,
+    /// The plan with each check's answer (cutover, rollback), the counts (backfill, verify).
+    pub result: serde_json::Value,
+}
