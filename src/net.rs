@@ -1,4 +1,8 @@
 //! Sockets: endpoints, connecting, back-off.
 
+pub mod backoff;
 pub mod endpoint;
-pub use endpoint::Endpoint;
+pub mod stream;
+
+pub use backoff::Backoff;
+pub use endpoint::{Address, Endpoint};

@@ -2,8 +2,10 @@
 //!
 //! Established by running Django. Nothing here does I/O or reads a clock; time is passed in.
 
+pub mod effect;
 pub mod expiry;
 pub mod key;
 
+pub use effect::Effect;
 pub use expiry::Deadline;
 pub use key::{KeyPattern, KeyPatterns};

@@ -29,6 +29,15 @@ pub enum Authority {
     Target,
 }
 
+impl std::fmt::Display for Authority {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Authority::Source => "source",
+            Authority::Target => "target",
+        })
+    }
+}
+
 impl Authority {
     /// The other Redis: the one that the tee writes to.
     pub fn other(self) -> Authority {

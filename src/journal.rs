@@ -1,0 +1,165 @@
+//! Pending session writes on disk, so that they survive `kill -9`.
+//!
+//! Each worker appends to a segment of its own, with one `write(2)` for all session writes of a wake-up, *before* those
+//! commands leave for the authority. That order matters: a write whose reply the killed proxy never saw may have
+//! happened all the same, and only a record made earlier can tell that its key must be looked at again. The page cache
+//! outlives the process, so nothing is synced to the disk on this path; what a power cut may lose is said in the docs.
+//!
+//! State, not history: recovery takes the newest record per key. A segment is removed once every session that it names
+//! has reached both stores; where a store is away for long, a compaction keeps the keys alone.
+//!
+//! Absent on purpose: an embedded store. It would do its own merging and background work on the cores that forward.
+
+pub mod reader;
+pub mod record;
+pub mod writer;
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+
+use bytes::Bytes;
+
+pub use reader::{Recovered, recover};
+pub use record::{Record, RecordedEffect};
+pub use writer::Writer;
+
+/// A segment is closed at this size, bytes.
+pub const SEGMENT_LEN: u64 = 16 * 1024 * 1024;
+/// Closed segments beyond this many bytes are compacted to the keys that are still pending.
+pub const COMPACT_AT: u64 = 256 * 1024 * 1024;
+
+#[derive(Debug, thiserror::Error)]
+pub enum JournalError {
+    #[error("cannot {action} {path}: {source}")]
+    Io { action: &'static str, path: PathBuf, source: std::io::Error },
+}
+
+impl JournalError {
+    fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> JournalError {
+        let path = path.to_owned();
+        move |source| JournalError::Io { action, path, source }
+    }
+}
+
+/// A segment that nobody writes to any more.
+#[derive(Debug)]
+struct Closed {
+    path: PathBuf,
+    last_seq: u64,
+    len: u64,
+}
+
+/// What the writers share: the folder, and the segments that are closed.
+#[derive(Debug)]
+pub struct Journal {
+    dir: PathBuf,
+    closed: Mutex<Vec<Closed>>,
+    /// Bytes in all segments.
+    bytes: AtomicU64,
+    failing: AtomicBool,
+    /// Writes that could not be recorded; they live in memory only.
+    unrecorded: AtomicU64,
+    last_error: Mutex<Option<String>>,
+}
+
+impl Journal {
+    /// Opens the folder, making it where it is missing. Segments of an earlier run count as closed.
+    ///
+    /// # Errors
+    /// The folder cannot be made or read.
+    pub fn open(dir: &Path, recovered: &Recovered) -> Result<Journal, JournalError> {
+        fs::create_dir_all(dir).map_err(JournalError::io("create", dir))?;
+        let closed: Vec<Closed> = recovered
+            .segments
+            .iter()
+            .map(|(path, len)| Closed { path: path.clone(), last_seq: recovered.last_seq, len: *len })
+            .collect();
+        let bytes = closed.iter().map(|segment| segment.len).sum();
+        Ok(Journal {
+            dir: dir.to_owned(),
+            closed: Mutex::new(closed),
+            bytes: AtomicU64::new(bytes),
+            failing: AtomicBool::new(false),
+            unrecorded: AtomicU64::new(0),
+            last_error: Mutex::new(None),
+        })
+    }
+
+    /// Bytes in all segments.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Relaxed)
+    }
+
+    /// Why writes cannot be recorded now; `None` while they can.
+    pub fn trouble(&self) -> Option<String> {
+        if !self.failing.load(Relaxed) {
+            return None;
+        }
+        let error = self.last_error.lock().expect("no panic while locked").clone().unwrap_or_default();
+        Some(format!(
+            "pending writes cannot be recorded ({error}); {} live in memory only and would be lost with the process: \
+             make room in data_dir, or make it writable",
+            self.unrecorded.load(Relaxed)
+        ))
+    }
+
+    /// Removes the closed segments in which every record is older than `low_watermark`.
+    pub fn retire(&self, low_watermark: u64) {
+        let mut closed = self.closed.lock().expect("no panic while locked");
+        closed.retain(|segment| {
+            if segment.last_seq >= low_watermark {
+                return true;
+            }
+            if let Err(error) = fs::remove_file(&segment.path) {
+                tracing::warn!(%error, path = %segment.path.display(), "cannot remove a journal segment");
+            }
+            self.bytes.fetch_sub(segment.len, Relaxed);
+            false
+        });
+    }
+
+    /// Whether the closed segments are worth compacting.
+    pub fn wants_compaction(&self) -> bool {
+        let closed = self.closed.lock().expect("no panic while locked");
+        closed.len() > 1 && closed.iter().map(|segment| segment.len).sum::<u64>() > COMPACT_AT
+    }
+
+    /// Replaces all segments closed so far by one that names `pending` keys alone.
+    ///
+    /// `pending` must be read after this is called (it is a function for that reason), so that it holds every key that
+    /// a closed segment names and that is not delivered.
+    ///
+    /// # Errors
+    /// The new segment cannot be written; the old ones are kept then.
+    pub fn compact(&self, pending: impl FnOnce() -> Vec<(Bytes, u64)>) -> Result<(), JournalError> {
+        let old: Vec<PathBuf> =
+            self.closed.lock().expect("no panic while locked").iter().map(|segment| segment.path.clone()).collect();
+        let mut bytes = Vec::new();
+        let mut last_seq = 0;
+        for (key, seq) in pending() {
+            record::encode(seq, &key, &RecordedEffect::Unknown, &mut bytes);
+            last_seq = last_seq.max(seq);
+        }
+        let path = self.dir.join(format!("compact-{last_seq:016x}.log"));
+        let part = path.with_extension("part");
+        let mut file = File::create(&part).map_err(JournalError::io("create", &part))?;
+        file.write_all(&bytes).map_err(JournalError::io("write", &part))?;
+        fs::rename(&part, &path).map_err(JournalError::io("rename", &part))?;
+        let mut closed = self.closed.lock().expect("no panic while locked");
+        closed.retain(|segment| {
+            let gone = old.contains(&segment.path) && segment.path != path;
+            if gone {
+                let _ = fs::remove_file(&segment.path);
+                self.bytes.fetch_sub(segment.len, Relaxed);
+            }
+            !gone
+        });
+        closed.retain(|segment| segment.path != path);
+        self.bytes.fetch_add(bytes.len() as u64, Relaxed);
+        closed.push(Closed { path, last_seq, len: bytes.len() as u64 });
+        Ok(())
+    }
+}

@@ -1,0 +1,142 @@
+//! As whom and where a client speaks to its Redis: the state of a connection that the proxy keeps and replays.
+
+use std::rc::Rc;
+
+use crate::net::Endpoint;
+use crate::resp::request::encode;
+use crate::status::Authority;
+
+/// The protocol version that a client has chosen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Protocol {
+    #[default]
+    Resp2,
+    Resp3,
+}
+
+/// What a client authenticated with.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct Credentials {
+    /// `None` where the client gave a password alone, which means the user `default`.
+    pub username: Option<Vec<u8>>,
+    pub password: Vec<u8>,
+}
+
+impl std::fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Credentials(***)")
+    }
+}
+
+/// What decides which shared upstream a client may use: all clients of one identity may share.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Identity {
+    pub db: u32,
+    pub protocol: Protocol,
+    pub credentials: Option<Rc<Credentials>>,
+}
+
+/// What a client said of itself; replayed on an upstream of its own.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Labels {
+    pub name: Option<Vec<u8>>,
+    pub lib_name: Option<Vec<u8>>,
+    pub lib_ver: Option<Vec<u8>>,
+}
+
+impl Labels {
+    /// The commands that set them, encoded, and how many they are.
+    pub fn commands(&self, out: &mut Vec<u8>) -> usize {
+        let mut count = 0;
+        let mut add = |args: &[&[u8]]| {
+            encode(args, out);
+            count += 1;
+        };
+        if let Some(name) = &self.name {
+            add(&[b"CLIENT", b"SETNAME", name]);
+        }
+        if let Some(name) = &self.lib_name {
+            add(&[b"CLIENT", b"SETINFO", b"LIB-NAME", name]);
+        }
+        if let Some(version) = &self.lib_ver {
+            add(&[b"CLIENT", b"SETINFO", b"LIB-VER", version]);
+        }
+        count
+    }
+}
+
+/// The two Redis servers as clients' credentials see them.
+#[derive(Clone, Debug)]
+pub struct Servers {
+    pub source: Endpoint,
+    pub target: Endpoint,
+}
+
+impl Servers {
+    pub fn endpoint(&self, authority: Authority) -> &Endpoint {
+        match authority {
+            Authority::Source => &self.source,
+            Authority::Target => &self.target,
+        }
+    }
+
+    /// What to authenticate with on `authority` for a client that authenticated with `credentials`.
+    ///
+    /// Clients know the source's credentials (`client.auth = same`). On the target, whoever came in with those of the
+    /// source's URL gets those of the target's URL; any other user is taken to exist there under the same name.
+    pub fn credentials(&self, authority: Authority, credentials: Option<&Credentials>) -> Option<Credentials> {
+        if authority == Authority::Target && self.are_the_sources(credentials) {
+            return of_endpoint(&self.target);
+        }
+        credentials.cloned()
+    }
+
+    /// Whether these are the very credentials of the source's URL.
+    pub fn are_the_sources(&self, credentials: Option<&Credentials>) -> bool {
+        use subtle::ConstantTimeEq;
+        match (of_endpoint(&self.source), credentials) {
+            (None, None) => true,
+            (Some(own), Some(theirs)) => {
+                let user = |c: &Credentials| c.username.clone().unwrap_or_else(|| b"default".to_vec());
+                let same = user(&own).ct_eq(&user(theirs)) & own.password.ct_eq(&theirs.password);
+                same.into()
+            }
+            _ => false,
+        }
+    }
+}
+
+fn of_endpoint(endpoint: &Endpoint) -> Option<Credentials> {
+    let password = endpoint.password.as_ref()?.as_bytes().to_vec();
+    Some(Credentials { username: endpoint.username.as_ref().map(|user| user.as_bytes().to_vec()), password })
+}
+
+/// The commands that bring a fresh connection to `identity`, encoded, and how many they are.
+pub fn handshake(identity: &Identity, credentials: Option<&Credentials>, out: &mut Vec<u8>) -> usize {
+    let mut count = 0;
+    match (identity.protocol, credentials) {
+        (Protocol::Resp2, None) => {}
+        (Protocol::Resp2, Some(Credentials { username: None, password })) => {
+            encode(&[b"AUTH".as_slice(), password], out);
+            count += 1;
+        }
+        (Protocol::Resp2, Some(Credentials { username: Some(user), password })) => {
+            encode(&[b"AUTH".as_slice(), user, password], out);
+            count += 1;
+        }
+        (Protocol::Resp3, None) => {
+            encode(&[b"HELLO".as_slice(), b"3"], out);
+            count += 1;
+        }
+        (Protocol::Resp3, Some(Credentials { username, password })) => {
+            let user = username.as_deref().unwrap_or(b"default");
+            encode(&[b"HELLO".as_slice(), b"3", b"AUTH", user, password], out);
+            count += 1;
+        }
+    }
+    if identity.db != 0 {
+        encode(&[b"SELECT".to_vec(), identity.db.to_string().into_bytes()], out);
+        count += 1;
+    }
+    count
+}

@@ -1,0 +1,231 @@
+//! The state that ties a client to an upstream connection of its own, and how it moves to another server.
+
+use std::collections::BTreeSet;
+use std::rc::Rc;
+
+use bytes::{Bytes, BytesMut};
+
+use super::identity::{Credentials, Protocol};
+use super::upstream::Upstream;
+use crate::resp::ReplyScanner;
+
+/// Commands queued in one transaction are kept, to be replayed at a cutover, up to this many bytes; a client with more
+/// is closed at the cutover, as a failover would.
+const MAX_KEPT_TRANSACTION: usize = 16 * 1024 * 1024;
+
+/// What a command changes on a connection, if its reply is no error.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum StateChange {
+    Select(u32),
+    Auth(Credentials),
+    Hello { protocol: Option<Protocol>, credentials: Option<Credentials>, name: Option<Vec<u8>> },
+    Name(Vec<u8>),
+    LibName(Vec<u8>),
+    LibVer(Vec<u8>),
+}
+
+/// Between MULTI and EXEC.
+#[derive(Debug, Default)]
+pub(super) struct Transaction {
+    /// The queued commands as they came, MULTI included.
+    frames: BytesMut,
+    count: usize,
+    /// Too large to be kept.
+    overflown: bool,
+    /// Session keys that EXEC may change.
+    pub(super) keys: Vec<Bytes>,
+    pub(super) wipes: bool,
+    /// The database that a SELECT inside it leads to.
+    pub(super) select: Option<u32>,
+}
+
+impl Transaction {
+    pub(super) fn queue(&mut self, frame: &[u8]) {
+        self.count += 1;
+        if self.overflown || self.frames.len() + frame.len() > MAX_KEPT_TRANSACTION {
+            self.overflown = true;
+            self.frames = BytesMut::new();
+        } else {
+            self.frames.extend_from_slice(frame);
+        }
+    }
+
+    /// What to send to another server to have the same transaction open there: bytes and number of replies.
+    fn replay(&self) -> Option<(Bytes, usize)> {
+        (!self.overflown).then(|| (Bytes::copy_from_slice(&self.frames), self.count))
+    }
+}
+
+/// A client's own upstream, and why it has one.
+#[derive(Debug)]
+pub(super) struct Pin {
+    pub(super) upstream: Rc<Upstream>,
+    pub(super) transaction: Option<Transaction>,
+    pub(super) watching: bool,
+    /// The watched keys were on a server that is no longer the authority: EXEC must answer nil, as when they changed.
+    pub(super) watch_lost: bool,
+    pub(super) blocking: bool,
+    /// State that the proxy does not know in detail.
+    pub(super) sticky: bool,
+    /// That state cannot be had on another server: at a cutover the client is closed.
+    pub(super) unmovable: bool,
+    /// The server sends no replies (CLIENT REPLY OFF).
+    pub(super) silent: bool,
+    /// The connection's identity changed: it is closed rather than kept for others.
+    pub(super) used_up: bool,
+    channels: BTreeSet<Bytes>,
+    patterns: BTreeSet<Bytes>,
+    shards: BTreeSet<Bytes>,
+}
+
+impl Pin {
+    pub(super) fn new(upstream: Rc<Upstream>) -> Self {
+        Pin {
+            upstream,
+            transaction: None,
+            watching: false,
+            watch_lost: false,
+            blocking: false,
+            sticky: false,
+            unmovable: false,
+            silent: false,
+            used_up: false,
+            channels: BTreeSet::new(),
+            patterns: BTreeSet::new(),
+            shards: BTreeSet::new(),
+        }
+    }
+
+    /// Nothing ties the client to this connection (a command whose reply is still to come apart).
+    pub(super) fn is_free(&self) -> bool {
+        !(self.sticky || self.watching || self.blocking || self.transaction.is_some() || self.subscriptions() > 0)
+    }
+
+    pub(super) fn subscriptions(&self) -> usize {
+        self.channels.len() + self.patterns.len() + self.shards.len()
+    }
+
+    /// How many confirmations a subscribe or unsubscribe command will get.
+    pub(super) fn confirmations(&self, name: &str, channels: usize) -> usize {
+        if channels > 0 {
+            return channels;
+        }
+        let known = match name {
+            "punsubscribe" => self.patterns.len(),
+            "sunsubscribe" => self.shards.len(),
+            _ => self.channels.len(),
+        };
+        known.max(1)
+    }
+
+    pub(super) fn note(&mut self, message: &Message) {
+        let Message::Confirmation { kind, channel } = message else { return };
+        let Some(channel) = channel else { return };
+        let (set, add) = match kind.as_slice() {
+            b"subscribe" => (&mut self.channels, true),
+            b"unsubscribe" => (&mut self.channels, false),
+            b"psubscribe" => (&mut self.patterns, true),
+            b"punsubscribe" => (&mut self.patterns, false),
+            b"ssubscribe" => (&mut self.shards, true),
+            b"sunsubscribe" => (&mut self.shards, false),
+            _ => return,
+        };
+        if add {
+            set.insert(channel.clone());
+        } else {
+            set.remove(channel);
+        }
+    }
+
+    /// What brings a fresh connection to the same state: bytes, and how many replies they get. `None` where it cannot
+    /// be had on another server.
+    pub(super) fn replay(&self) -> Option<(Bytes, usize)> {
+        if self.unmovable || self.silent {
+            return None;
+        }
+        let mut out = Vec::new();
+        let mut replies = 0;
+        for (command, set) in [
+            (b"SUBSCRIBE".as_slice(), &self.channels),
+            (b"PSUBSCRIBE", &self.patterns),
+            (b"SSUBSCRIBE", &self.shards),
+        ] {
+            for channel in set {
+                crate::resp::request::encode(&[command, channel], &mut out);
+                replies += 1;
+            }
+        }
+        if let Some(transaction) = &self.transaction {
+            let (bytes, count) = transaction.replay()?;
+            out.extend_from_slice(&bytes);
+            replies += count;
+        }
+        Some((out.into(), replies))
+    }
+}
+
+/// A frame that a subscriber gets.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Message {
+    /// A published message, or an invalidation.
+    Published,
+    /// A (un)subscription is confirmed.
+    Confirmation { kind: Vec<u8>, channel: Option<Bytes> },
+}
+
+impl Message {
+    /// Looks at the first elements of an array (RESP2) or a push (RESP3).
+    pub(super) fn parse(frame: &[u8], push: bool) -> Option<Message> {
+        if !push && frame.first() != Some(&b'*') {
+            return None;
+        }
+        let start = memchr::memchr(b'\n', frame)? + 1;
+        let (kind, rest) = bulk(&frame[start..])?;
+        let kind = kind?.to_ascii_lowercase();
+        match kind.as_slice() {
+            b"message" | b"pmessage" | b"smessage" | b"invalidate" => Some(Message::Published),
+            b"subscribe" | b"unsubscribe" | b"psubscribe" | b"punsubscribe" | b"ssubscribe" | b"sunsubscribe" => {
+                let (channel, _) = bulk(rest)?;
+                Some(Message::Confirmation { kind, channel: channel.map(Bytes::copy_from_slice) })
+            }
+            _ if push => Some(Message::Published),
+            _ => None,
+        }
+    }
+}
+
+/// The bulk string at the start, and what follows; `Some(None)` for a null.
+fn bulk(bytes: &[u8]) -> Option<(Option<&[u8]>, &[u8])> {
+    let reply = ReplyScanner::default().scan(bytes).ok()??;
+    let (frame, rest) = bytes.split_at(reply.len);
+    if frame == b"$-1\r\n" || frame == b"_\r\n" {
+        return Some((None, rest));
+    }
+    if frame.first() != Some(&b'$') {
+        return None;
+    }
+    let start = memchr::memchr(b'\n', frame)? + 1;
+    Some((Some(&frame[start..frame.len() - 2]), rest))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tells_messages_from_replies() {
+        let check = |bytes: &[u8], push, expected| assert_eq!(Message::parse(bytes, push), expected);
+        check(b"*3\r\n$7\r\nmessage\r\n$1\r\nc\r\n$1\r\nm\r\n", false, Some(Message::Published));
+        let confirmed = |channel| Message::Confirmation { kind: b"subscribe".to_vec(), channel };
+        check(
+            b"*3\r\n$9\r\nsubscribe\r\n$1\r\nc\r\n:1\r\n",
+            false,
+            Some(confirmed(Some(Bytes::from_static(b"c")))),
+        );
+        check(b">3\r\n$9\r\nsubscribe\r\n$1\r\nc\r\n:1\r\n", true, Some(confirmed(Some(Bytes::from_static(b"c")))));
+        check(b"*2\r\n$4\r\npong\r\n$0\r\n\r\n", false, None);
+        check(b"*2\r\n:1\r\n:2\r\n", false, None);
+        check(b"*0\r\n", false, None);
+        check(b"+OK\r\n", false, None);
+    }
+}

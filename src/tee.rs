@@ -1,0 +1,281 @@
+//! From a reply to the other stores: takes each session write from the proxy, keeps it until every sink has it.
+//!
+//! State, not history, is what travels: per key the newest effect wins. The path of a write is
+//! [`Tee::begin`] before the command is sent (so that two writes in flight on different connections are noticed, and so
+//! that the journal knows the key), [`Tee::settle`] when its reply is there, and then one [`pending::Pending`] per sink,
+//! which a delivery task of that sink empties. Nothing here waits: the proxy calls it on the reply path.
+//!
+//! A key whose state only the authority can tell is *dirty*: the delivery task reads it there, value and deadline, at
+//! the moment it delivers. Backfill and repair are the same thing, a key marked dirty, and so can never overtake a write
+//! or undo a logout: per sink and key there is one delivery at a time, and it delivers what the authority says now.
+
+pub mod delivery;
+pub mod pending;
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use bytes::Bytes;
+use dashmap::DashMap;
+use rustc_hash::FxBuildHasher;
+
+use crate::session::{Effect, KeyPatterns};
+pub use pending::{Origin, Pending};
+
+/// Which of the stores that are not the authority.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SinkName {
+    /// The Redis that is not the authority.
+    Redis,
+    Database,
+}
+
+impl SinkName {
+    /// As metrics and logs have it.
+    pub fn label(self) -> &'static str {
+        match self {
+            SinkName::Redis => "target",
+            SinkName::Database => "database",
+        }
+    }
+}
+
+/// Writes to one key between their sending and their reply.
+#[derive(Debug)]
+struct InFlight {
+    writes: u32,
+    /// The upstream connection of the first of them.
+    upstream: u64,
+    /// Some travelled on different connections, so that their order is not known.
+    overlapped: bool,
+    first_seq: u64,
+}
+
+/// Takes session writes and keeps them for the sinks.
+#[derive(Debug)]
+pub struct Tee {
+    pub patterns: KeyPatterns,
+    seq: AtomicU64,
+    in_flight: DashMap<Bytes, InFlight, FxBuildHasher>,
+    pub redis: Pending,
+    pub database: Pending,
+    pub session_writes: AtomicU64,
+    /// The oldest wipe (FLUSHDB and its like) whose aftermath is not yet dealt with.
+    wipe: Mutex<Option<u64>>,
+    pub wiped: tokio::sync::Notify,
+    digest_key: [u8; 16],
+}
+
+impl Tee {
+    /// `first_seq` must be larger than any sequence number in the journal.
+    pub fn new(patterns: KeyPatterns, first_seq: u64, database: bool, digest_key: [u8; 16]) -> Self {
+        Tee {
+            patterns,
+            seq: AtomicU64::new(first_seq),
+            in_flight: DashMap::default(),
+            redis: Pending::new(SinkName::Redis, true),
+            database: Pending::new(SinkName::Database, database),
+            session_writes: AtomicU64::new(0),
+            wipe: Mutex::new(None),
+            wiped: tokio::sync::Notify::new(),
+            digest_key,
+        }
+    }
+
+    pub fn sinks(&self) -> [&Pending; 2] {
+        [&self.redis, &self.database]
+    }
+
+    /// A write to `key` is about to be sent on `upstream`. Answers its sequence number, for the journal.
+    pub fn begin(&self, upstream: u64, key: &Bytes) -> u64 {
+        let mut entry = self.in_flight.entry(key.clone()).or_insert_with(|| InFlight {
+            writes: 0,
+            upstream,
+            overlapped: false,
+            first_seq: u64::MAX,
+        });
+        // Taken while the entry is locked: whoever scans `in_flight` sees every number below the counter.
+        let seq = self.seq.fetch_add(1, Relaxed);
+        entry.first_seq = entry.first_seq.min(seq);
+        entry.overlapped |= entry.writes > 0 && entry.upstream != upstream;
+        entry.writes += 1;
+        seq
+    }
+
+    /// The write's reply is there and says that `effect` happened (`None`: nothing did).
+    pub fn settle(&self, key: &Bytes, effect: Option<Effect>) {
+        let Some((overlapped, seq)) = self.in_flight.get(key).map(|entry| (entry.overlapped, entry.first_seq)) else {
+            debug_assert!(false, "a write settles once for each begin");
+            return;
+        };
+        if let Some(effect) = effect {
+            self.session_writes.fetch_add(1, Relaxed);
+            let effect = if overlapped { Effect::Unknown } else { effect };
+            for sink in self.sinks() {
+                sink.push(key, seq, effect.clone());
+            }
+        }
+        // Only after the sinks have it, so that no scan for the oldest unfinished write can miss it in between.
+        self.in_flight.remove_if_mut(key, |_, entry| {
+            entry.writes -= 1;
+            entry.writes == 0
+        });
+    }
+
+    /// The connection was lost with the write on it: it may have happened or not.
+    pub fn abandon(&self, key: &Bytes) {
+        self.settle(key, Some(Effect::Unknown));
+    }
+
+    /// Marks a key dirty on every sink that has nothing pending for it. Answers how many sinks took it.
+    pub fn mark(&self, key: &Bytes, origin: Origin) -> usize {
+        let seq = self.seq.load(Relaxed);
+        self.sinks().into_iter().filter(|sink| sink.mark(key, seq, origin)).count()
+    }
+
+    /// Takes over what an earlier run left in the journal.
+    pub fn replay(&self, key: &Bytes, seq: u64) {
+        for sink in self.sinks() {
+            sink.push(key, seq, Effect::Unknown);
+        }
+    }
+
+    /// A command that touches every key is about to be sent. Answers its sequence number, for the journal.
+    pub fn begin_wipe(&self) -> u64 {
+        let mut wipe = self.wipe.lock().expect("no panic while locked");
+        let seq = self.seq.fetch_add(1, Relaxed);
+        wipe.get_or_insert(seq);
+        seq
+    }
+
+    /// A wipe of an earlier run, found in the journal.
+    pub fn replay_wipe(&self, seq: u64) {
+        self.wipe.lock().expect("no panic while locked").get_or_insert(seq);
+        self.wiped.notify_one();
+    }
+
+    /// The wipe's reply is there (or lost): the sinks must be compared with the authority.
+    pub fn settle_wipe(&self) {
+        self.wiped.notify_one();
+    }
+
+    /// The wipe that waits to be dealt with, for [`Tee::wipe_done`].
+    pub fn pending_wipe(&self) -> Option<u64> {
+        *self.wipe.lock().expect("no panic while locked")
+    }
+
+    /// Everything that the wipe could have touched is marked dirty. Another one may have come meanwhile: `now` is the
+    /// sequence number read before the sinks were looked through.
+    pub fn wipe_done(&self, now: u64) {
+        let mut wipe = self.wipe.lock().expect("no panic while locked");
+        if wipe.is_some_and(|seq| seq < now) {
+            *wipe = None;
+        }
+    }
+
+    /// The next sequence number.
+    pub fn head(&self) -> u64 {
+        self.seq.load(Relaxed)
+    }
+
+    /// Every write with a smaller sequence number has reached every sink.
+    pub fn low_watermark(&self) -> u64 {
+        // The order matters: a write moves from in flight to pending, never back.
+        let mut low = self.head();
+        low = low.min(self.pending_wipe().unwrap_or(u64::MAX));
+        low = self.in_flight.iter().map(|entry| entry.first_seq).min().unwrap_or(u64::MAX).min(low);
+        for sink in self.sinks() {
+            low = low.min(sink.first_seq().unwrap_or(u64::MAX));
+        }
+        low
+    }
+
+    /// Every key that some sink still lacks, with the oldest sequence number: what a compaction of the journal keeps.
+    pub fn unfinished(&self) -> Vec<(Bytes, u64)> {
+        let mut keys: Vec<(Bytes, u64)> =
+            self.in_flight.iter().map(|entry| (entry.key().clone(), entry.first_seq)).collect();
+        for sink in self.sinks() {
+            sink.collect(&mut keys);
+        }
+        keys
+    }
+
+    /// Whether every write that was settled has reached every sink, and none is in flight.
+    pub fn is_drained(&self) -> bool {
+        self.in_flight.is_empty() && self.pending_wipe().is_none() && self.sinks().iter().all(|sink| sink.is_empty())
+    }
+
+    /// A short keyed digest of a session key: what logs and the page show instead of the credential.
+    pub fn digest(&self, key: &[u8]) -> String {
+        digest(&self.digest_key, key)
+    }
+}
+
+/// The first 40 bits of HMAC-SHA256, in hex.
+pub fn digest(digest_key: &[u8; 16], key: &[u8]) -> String {
+    use hmac::{Hmac, KeyInit, Mac};
+    let mut mac = Hmac::<sha2::Sha256>::new_from_slice(digest_key).expect("any length of key is good");
+    mac.update(key);
+    mac.finalize().into_bytes()[..5].iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::session::{Deadline, Engine};
+
+    fn tee() -> Tee {
+        Tee::new(KeyPatterns::from_django("", "1", Engine::Cache), 1, true, [7; 16])
+    }
+
+    fn put(value: &'static str) -> Effect {
+        Effect::Put { value: Bytes::from_static(value.as_bytes()), deadline: Deadline::At(1) }
+    }
+
+    const KEY: Bytes = Bytes::from_static(b"k");
+
+    fn state(tee: &Tee) -> Option<Effect> {
+        tee.redis.take(10, 1_000_000).into_iter().next().map(|taken| taken.effect)
+    }
+
+    #[test]
+    fn writes_on_one_connection_keep_their_order() {
+        let tee = tee();
+        tee.begin(1, &KEY);
+        tee.begin(1, &KEY);
+        tee.settle(&KEY, Some(put("a")));
+        tee.settle(&KEY, Some(put("b")));
+        assert_eq!(state(&tee), Some(put("b")));
+    }
+
+    #[test]
+    fn writes_on_two_connections_at_once_are_read_again_after_both() {
+        let tee = tee();
+        tee.begin(1, &KEY);
+        tee.begin(2, &KEY);
+        tee.settle(&KEY, Some(put("a")));
+        assert_eq!(state(&tee), Some(Effect::Unknown));
+        tee.settle(&KEY, Some(put("b")));
+        assert_eq!(state(&tee), None, "already taken, not yet done");
+        assert!(!tee.redis.is_empty());
+    }
+
+    #[test]
+    fn the_watermark_waits_for_what_is_in_flight_or_pending() {
+        let tee = tee();
+        let seq = tee.begin(1, &KEY);
+        tee.begin(1, &Bytes::from_static(b"other"));
+        assert_eq!(tee.low_watermark(), seq);
+        tee.settle(&KEY, None);
+        assert_eq!(tee.low_watermark(), seq + 1);
+        tee.settle(&Bytes::from_static(b"other"), Some(put("a")));
+        assert_eq!(tee.low_watermark(), seq + 1);
+        for sink in tee.sinks() {
+            for taken in sink.take(10, 1000) {
+                sink.done(&taken);
+            }
+        }
+        assert_eq!(tee.low_watermark(), tee.head());
+        assert!(tee.is_drained());
+    }
+}

@@ -1,0 +1,326 @@
+//! What one sink still has to be told: per key the newest state, in the order in which the keys first changed.
+
+use std::collections::VecDeque;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::time::Instant;
+
+use bytes::Bytes;
+use dashmap::DashMap;
+use dashmap::mapref::entry::Entry as MapEntry;
+use rustc_hash::FxBuildHasher;
+use tokio::sync::Notify;
+
+use super::SinkName;
+use crate::session::Effect;
+
+/// Values kept per sink, bytes. Past it only keys are kept (dirty) and read again when they are delivered.
+pub const MAX_VALUE_BYTES: u64 = 256 * 1024 * 1024;
+
+/// Who wants the key delivered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// A client's write.
+    Tee,
+    Backfill,
+    /// A comparison with the authority that is to be put right.
+    Repair,
+}
+
+#[derive(Debug)]
+struct Entry {
+    /// The oldest write that this state stands for.
+    first_seq: u64,
+    /// Counts changes, so that a delivery can tell whether what it delivered is still the newest.
+    version: u64,
+    since: Instant,
+    effect: Effect,
+    origin: Origin,
+}
+
+/// A key taken for delivery. It stays pending until [`Pending::done`].
+#[derive(Debug)]
+pub struct Taken {
+    pub key: Bytes,
+    /// `Put` and `Delete` can be delivered as they are; any other must be read from the authority.
+    pub effect: Effect,
+    pub origin: Origin,
+    version: u64,
+}
+
+/// The pending states of one sink.
+#[derive(Debug)]
+pub struct Pending {
+    pub name: SinkName,
+    enabled: AtomicBool,
+    entries: DashMap<Bytes, Entry, FxBuildHasher>,
+    /// Keys of `entries` that no delivery has taken, oldest first.
+    queue: Mutex<VecDeque<Bytes>>,
+    notify: Notify,
+    value_bytes: AtomicU64,
+    /// Keys that wait because backfill marked them.
+    backfilling: AtomicU64,
+    pub delivered: AtomicU64,
+    pub retries: AtomicU64,
+    pub connected: AtomicBool,
+    pub last_error: Mutex<Option<String>>,
+}
+
+impl Pending {
+    pub fn new(name: SinkName, enabled: bool) -> Self {
+        Pending {
+            name,
+            enabled: AtomicBool::new(enabled),
+            entries: DashMap::default(),
+            queue: Mutex::default(),
+            notify: Notify::new(),
+            value_bytes: AtomicU64::new(0),
+            backfilling: AtomicU64::new(0),
+            delivered: AtomicU64::new(0),
+            retries: AtomicU64::new(0),
+            connected: AtomicBool::new(false),
+            last_error: Mutex::default(),
+        }
+    }
+
+    /// Whether anything is delivered here: no database may be configured, and `finish` detaches the source.
+    pub fn is_enabled(&self) -> bool {
+        self.enabled.load(Relaxed)
+    }
+
+    /// Stops keeping anything for this sink; what is pending is dropped, on purpose.
+    pub fn disable(&self) {
+        self.enabled.store(false, Relaxed);
+        self.entries.clear();
+        self.queue.lock().expect("no panic while locked").clear();
+        self.value_bytes.store(0, Relaxed);
+        self.backfilling.store(0, Relaxed);
+    }
+
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Keys that backfill marked and that are not delivered yet.
+    pub fn backfilling(&self) -> u64 {
+        self.backfilling.load(Relaxed)
+    }
+
+    /// A write happened.
+    pub fn push(&self, key: &Bytes, seq: u64, effect: Effect) {
+        if !self.is_enabled() {
+            return;
+        }
+        let mut effect = effect;
+        if let Effect::Put { value, .. } = &effect
+            && self.value_bytes.load(Relaxed) + value.len() as u64 > MAX_VALUE_BYTES
+        {
+            effect = Effect::Unknown;
+        }
+        match self.entries.entry(key.clone()) {
+            MapEntry::Occupied(mut entry) => {
+                let entry = entry.get_mut();
+                let newest = merge(&entry.effect, effect);
+                self.account(Some(&entry.effect), Some(&newest));
+                entry.effect = newest;
+                entry.version += 1;
+            }
+            MapEntry::Vacant(entry) => {
+                self.account(None, Some(&effect));
+                entry.insert(Entry { first_seq: seq, version: 0, since: Instant::now(), effect, origin: Origin::Tee });
+                self.enqueue(key.clone());
+            }
+        }
+    }
+
+    /// Has the key read from the authority and delivered, unless something is pending for it already.
+    pub fn mark(&self, key: &Bytes, seq: u64, origin: Origin) -> bool {
+        if !self.is_enabled() {
+            return false;
+        }
+        match self.entries.entry(key.clone()) {
+            MapEntry::Occupied(mut entry) => {
+                // A repair was asked for because of what was read: what is under way may be older than that.
+                if origin == Origin::Repair {
+                    let entry = entry.get_mut();
+                    self.account(Some(&entry.effect), None);
+                    entry.effect = Effect::Unknown;
+                    entry.version += 1;
+                }
+                false
+            }
+            MapEntry::Vacant(entry) => {
+                if origin == Origin::Backfill {
+                    self.backfilling.fetch_add(1, Relaxed);
+                }
+                let effect = Effect::Unknown;
+                entry.insert(Entry { first_seq: seq, version: 0, since: Instant::now(), effect, origin });
+                self.enqueue(key.clone());
+                true
+            }
+        }
+    }
+
+    fn enqueue(&self, key: Bytes) {
+        self.queue.lock().expect("no panic while locked").push_back(key);
+        self.notify.notify_one();
+    }
+
+    fn account(&self, old: Option<&Effect>, new: Option<&Effect>) {
+        let len = |effect: Option<&Effect>| match effect {
+            Some(Effect::Put { value, .. }) => value.len() as u64,
+            _ => 0,
+        };
+        self.value_bytes.fetch_add(len(new), Relaxed);
+        self.value_bytes.fetch_sub(len(old), Relaxed);
+    }
+
+    /// Waits until there may be something to take. Cancel safe.
+    pub async fn ready(&self) {
+        loop {
+            let notified = self.notify.notified();
+            if !self.queue.lock().expect("no panic while locked").is_empty() {
+                return;
+            }
+            notified.await;
+        }
+    }
+
+    /// Takes up to `max` keys with up to `max_bytes` of values, oldest first.
+    pub fn take(&self, max: usize, max_bytes: usize) -> Vec<Taken> {
+        let mut taken = Vec::new();
+        let mut bytes = 0;
+        while taken.len() < max && bytes < max_bytes {
+            let Some(key) = self.queue.lock().expect("no panic while locked").pop_front() else { break };
+            let Some(entry) = self.entries.get(&key) else { continue };
+            if let Effect::Put { value, .. } = &entry.effect {
+                bytes += value.len();
+            }
+            let effect = entry.effect.clone();
+            let (origin, version) = (entry.origin, entry.version);
+            drop(entry);
+            taken.push(Taken { key, effect, origin, version });
+        }
+        taken
+    }
+
+    /// What was taken has arrived. If the key changed meanwhile it waits again, else it is no longer pending.
+    pub fn done(&self, taken: &Taken) {
+        let removed = self.entries.remove_if(&taken.key, |_, entry| entry.version == taken.version);
+        match removed {
+            Some((_, entry)) => {
+                self.account(Some(&entry.effect), None);
+                if entry.origin == Origin::Backfill {
+                    self.backfilling.fetch_sub(1, Relaxed);
+                }
+                self.delivered.fetch_add(1, Relaxed);
+            }
+            None => self.put_back(taken),
+        }
+    }
+
+    /// What was taken has not arrived: it waits again, at the end.
+    pub fn put_back(&self, taken: &Taken) {
+        if self.entries.contains_key(&taken.key) {
+            self.enqueue(taken.key.clone());
+        }
+    }
+
+    /// Keys whose state must be read from the authority.
+    pub fn dirty(&self) -> u64 {
+        self.entries.iter().filter(|entry| !matches!(entry.effect, Effect::Put { .. } | Effect::Delete)).count() as u64
+    }
+
+    /// Seconds since the oldest pending change.
+    pub fn lag_seconds(&self) -> f64 {
+        self.entries.iter().map(|entry| entry.since).min().map_or(0.0, |since| since.elapsed().as_secs_f64())
+    }
+
+    /// The oldest sequence number that is pending.
+    pub fn first_seq(&self) -> Option<u64> {
+        self.entries.iter().map(|entry| entry.first_seq).min()
+    }
+
+    /// Appends every pending key.
+    pub fn collect(&self, keys: &mut Vec<(Bytes, u64)>) {
+        keys.extend(self.entries.iter().map(|entry| (entry.key().clone(), entry.first_seq)));
+    }
+
+    pub fn failed(&self, error: &str) {
+        self.retries.fetch_add(1, Relaxed);
+        *self.last_error.lock().expect("no panic while locked") = Some(error.to_owned());
+    }
+
+    pub fn last_error(&self) -> Option<String> {
+        self.last_error.lock().expect("no panic while locked").clone()
+    }
+}
+
+/// The state after `old` (not yet delivered) and then `new`.
+fn merge(old: &Effect, new: Effect) -> Effect {
+    match (old, new) {
+        (Effect::Put { value, .. }, Effect::Expire(deadline)) => Effect::Put { value: value.clone(), deadline },
+        (_, Effect::Expire(_)) => Effect::Unknown,
+        (_, new) => new,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::session::Deadline;
+
+    const KEY: Bytes = Bytes::from_static(b"k");
+
+    fn put(value: &'static str, at: i64) -> Effect {
+        Effect::Put { value: Bytes::from_static(value.as_bytes()), deadline: Deadline::At(at) }
+    }
+
+    #[test]
+    fn the_newest_state_is_delivered_and_an_extension_keeps_the_value() {
+        let pending = Pending::new(SinkName::Redis, true);
+        pending.push(&KEY, 1, put("a", 1));
+        pending.push(&KEY, 2, put("b", 2));
+        pending.push(&KEY, 3, Effect::Expire(Deadline::At(9)));
+        let taken = pending.take(10, 100);
+        assert_eq!(taken.len(), 1);
+        assert_eq!(taken[0].effect, put("b", 9));
+    }
+
+    #[test]
+    fn a_change_during_delivery_is_delivered_after_it() {
+        let pending = Pending::new(SinkName::Redis, true);
+        pending.push(&KEY, 1, put("a", 1));
+        let taken = pending.take(10, 100).remove(0);
+        pending.push(&KEY, 2, Effect::Delete);
+        assert!(pending.take(10, 100).is_empty(), "one delivery per key at a time");
+        pending.done(&taken);
+        let again = pending.take(10, 100).remove(0);
+        assert_eq!(again.effect, Effect::Delete);
+        pending.done(&again);
+        assert!(pending.is_empty());
+        assert_eq!(pending.delivered.load(Relaxed), 1);
+    }
+
+    #[test]
+    fn backfill_never_replaces_what_the_tee_has() {
+        let pending = Pending::new(SinkName::Redis, true);
+        pending.push(&KEY, 1, Effect::Delete);
+        assert!(!pending.mark(&KEY, 2, Origin::Backfill));
+        assert_eq!(pending.take(1, 1)[0].effect, Effect::Delete);
+        assert_eq!(pending.backfilling(), 0);
+    }
+
+    #[test]
+    fn past_the_limit_only_keys_are_kept() {
+        let pending = Pending::new(SinkName::Redis, true);
+        pending.value_bytes.store(MAX_VALUE_BYTES, Relaxed);
+        pending.push(&KEY, 1, put("a", 1));
+        assert_eq!(pending.take(1, 1)[0].effect, Effect::Unknown);
+        assert_eq!(pending.dirty(), 1);
+    }
+}
