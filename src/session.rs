@@ -8,10 +8,14 @@
 //! [`pickle`] or [`json`]), and [`signing`] (the signed envelope of a row).
 
 pub mod expiry;
+pub mod json;
 pub mod key;
+pub mod object;
+pub mod pickle;
 
 pub use expiry::Deadline;
 pub use key::{KeyPattern, KeyPatterns, PatternError};
+pub use object::Dict;
 
 /// The session engine of the site, as in `SESSION_ENGINE = "django.contrib.sessions.backends.<engine>"`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

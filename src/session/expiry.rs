@@ -58,7 +58,10 @@ mod tests {
     #[test]
     fn a_row_ends_when_its_key_does() {
         assert_eq!(expire_ms(Deadline::At(NOW + 300_000), NOW, 1_209_600), NOW + 300_000);
-        assert_eq!(Deadline::from_expire_ms(expire_ms(Deadline::At(NOW), NOW + 5, 7)), Deadline::At(NOW));
+        assert_eq!(
+            Deadline::from_expire_ms(expire_ms(Deadline::At(NOW), NOW + 5, 7)),
+            Deadline::At(NOW)
+        );
     }
 
     #[test]
@@ -69,7 +72,10 @@ mod tests {
     #[test]
     fn a_far_deadline_is_cut_to_what_a_row_can_hold() {
         // `set_expiry(10**12)`: Redis takes it, Django's own date arithmetic overflows.
-        assert_eq!(expire_ms(Deadline::At(NOW + 1_000_000_000_000_000), NOW, 1), MAX_EXPIRE_MS);
+        assert_eq!(
+            expire_ms(Deadline::At(NOW + 1_000_000_000_000_000), NOW, 1),
+            MAX_EXPIRE_MS
+        );
         assert_eq!(expire_ms(Deadline::Never, NOW, i64::MAX), MAX_EXPIRE_MS);
     }
 

@@ -60,15 +60,23 @@ impl KeyPattern {
     /// # Errors
     /// [`PatternError`] where the placeholder is missing or repeated, or nothing else is there.
     pub fn parse(pattern: &str) -> Result<KeyPattern, PatternError> {
-        let placeholder = || PatternError::Placeholder { pattern: pattern.to_owned() };
+        let placeholder = || PatternError::Placeholder {
+            pattern: pattern.to_owned(),
+        };
         let (prefix, suffix) = pattern.split_once(PLACEHOLDER).ok_or_else(placeholder)?;
         if suffix.contains(PLACEHOLDER) {
             return Err(placeholder());
         }
         if prefix.is_empty() && suffix.is_empty() {
-            return Err(PatternError::NoLiteral { pattern: pattern.to_owned() });
+            return Err(PatternError::NoLiteral {
+                pattern: pattern.to_owned(),
+            });
         }
-        Ok(KeyPattern { prefix: prefix.to_owned(), suffix: suffix.to_owned(), shape: Shape::Custom })
+        Ok(KeyPattern {
+            prefix: prefix.to_owned(),
+            suffix: suffix.to_owned(),
+            shape: Shape::Custom,
+        })
     }
 
     fn session_key<'a>(&self, redis_key: &'a [u8]) -> Option<&'a str> {
@@ -98,7 +106,11 @@ impl KeyPatterns {
     /// [`KeyPatterns::parse`].
     pub fn from_django(key_prefix: &str, version: &str, engine: Engine) -> KeyPatterns {
         let prefix = format!("{key_prefix}:{version}:django.contrib.sessions.{}", engine.key_part());
-        KeyPatterns(vec![KeyPattern { prefix, suffix: String::new(), shape: Shape::Stock }])
+        KeyPatterns(vec![KeyPattern {
+            prefix,
+            suffix: String::new(),
+            shape: Shape::Stock,
+        }])
     }
 
     /// Patterns as the operator wrote them, for a custom `KEY_FUNCTION`, a custom store, or several sites.
@@ -110,9 +122,16 @@ impl KeyPatterns {
             return Err(PatternError::None);
         }
         if patterns.len() > MAX_PATTERNS {
-            return Err(PatternError::TooMany { count: patterns.len(), limit: MAX_PATTERNS });
+            return Err(PatternError::TooMany {
+                count: patterns.len(),
+                limit: MAX_PATTERNS,
+            });
         }
-        patterns.iter().map(|p| KeyPattern::parse(p)).collect::<Result<_, _>>().map(KeyPatterns)
+        patterns
+            .iter()
+            .map(|p| KeyPattern::parse(p))
+            .collect::<Result<_, _>>()
+            .map(KeyPatterns)
     }
 
     /// The session key inside `redis_key`, or `None` where it is not a session of this site.
@@ -125,14 +144,20 @@ impl KeyPatterns {
     /// The Redis key of a session, made with the first pattern.
     pub fn redis_key(&self, session_key: &str) -> Vec<u8> {
         // Both constructors refuse to make an empty list, so `first` is always there.
-        let (prefix, suffix) = self.0.first().map_or(("", ""), |p| (p.prefix.as_str(), p.suffix.as_str()));
+        let (prefix, suffix) = self
+            .0
+            .first()
+            .map_or(("", ""), |p| (p.prefix.as_str(), p.suffix.as_str()));
         [prefix, session_key, suffix].concat().into_bytes()
     }
 
     /// `MATCH` globs for `SCAN`, one per pattern. They match more than sessions (that of `cache` also finds the keys of
     /// `cached_db`), so each key that comes back still has to pass [`KeyPatterns::session_key`].
     pub fn scan_globs(&self) -> Vec<String> {
-        self.0.iter().map(|p| format!("{}*{}", escape_glob(&p.prefix), escape_glob(&p.suffix))).collect()
+        self.0
+            .iter()
+            .map(|p| format!("{}*{}", escape_glob(&p.prefix), escape_glob(&p.suffix)))
+            .collect()
     }
 
     /// The literal texts that session keys start with, for `CLIENT TRACKING … BCAST PREFIX`. Empty text: any key.
@@ -190,7 +215,10 @@ mod tests {
         let long = "a".repeat(MAX_STORABLE_LEN + 1);
         assert_eq!(site.session_key(format!("b:{long}").as_bytes()), Some(long.as_str()));
         assert!(!is_storable(&long) && is_storable(&long[1..]));
-        assert_eq!(site.session_key(format!("b:{}", "a".repeat(MAX_KEY_LEN + 1)).as_bytes()), None);
+        assert_eq!(
+            site.session_key(format!("b:{}", "a".repeat(MAX_KEY_LEN + 1)).as_bytes()),
+            None
+        );
         assert_eq!(site.session_key(b"b:1234567"), None);
         // Prefix and suffix may not overlap in the key.
         assert_eq!(patterns(&["ab{session_key}ba"]).unwrap().session_key(b"aba"), None);
@@ -200,9 +228,18 @@ mod tests {
     fn unusable_patterns_are_refused() {
         assert_eq!(patterns(&[]), Err(PatternError::None));
         assert!(matches!(patterns(&["x"]), Err(PatternError::Placeholder { .. })));
-        assert!(matches!(patterns(&["x{session_key}{session_key}"]), Err(PatternError::Placeholder { .. })));
-        assert!(matches!(patterns(&["{session_key}"]), Err(PatternError::NoLiteral { .. })));
-        assert!(matches!(patterns(&["x{session_key}"; MAX_PATTERNS + 1]), Err(PatternError::TooMany { .. })));
+        assert!(matches!(
+            patterns(&["x{session_key}{session_key}"]),
+            Err(PatternError::Placeholder { .. })
+        ));
+        assert!(matches!(
+            patterns(&["{session_key}"]),
+            Err(PatternError::NoLiteral { .. })
+        ));
+        assert!(matches!(
+            patterns(&["x{session_key}"; MAX_PATTERNS + 1]),
+            Err(PatternError::TooMany { .. })
+        ));
     }
 
     #[test]
