@@ -9,6 +9,8 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
+use tokio::time::timeout;
+
 pub use self::error::{DatabaseError, DatabaseErrorKind};
 pub use self::lanes::{BUSY_RETRIES, CONNECT_TIMEOUT, CONNECTIONS_MAX, OPERATION_TIMEOUT};
 pub use super::schema::SESSION_KEY_MAX;
@@ -73,13 +75,28 @@ enum Backend {
     Mysql(Lanes<Mysql>),
 }
 
-/// Runs the same expression on whichever backend it is.
+/// Runs one of the dialect's operations, with its limits and retries.
+macro_rules! attempt {
+    ($lanes:expr, $operation:literal, $method:ident($($argument:expr),*)) => {{
+        let lanes = $lanes;
+        let mut tries = lanes.tries($operation).await?;
+        loop {
+            let on = tries.connection().await?;
+            let outcome = timeout(OPERATION_TIMEOUT, lanes.dialect.$method(on, $($argument),*)).await;
+            if let Some(end) = tries.settle(outcome).await {
+                break end;
+            }
+        }
+    }};
+}
+
+/// The same on whichever backend it is.
 macro_rules! on_backend {
-    ($self:ident, $lanes:ident => $run:expr) => {
+    ($self:ident, $operation:literal, $method:ident($($argument:expr),*)) => {
         match &*$self.backend {
-            Backend::Sqlite($lanes) => $run,
-            Backend::Postgres($lanes) => $run,
-            Backend::Mysql($lanes) => $run,
+            Backend::Sqlite(lanes) => attempt!(lanes, $operation, $method($($argument),*)),
+            Backend::Postgres(lanes) => attempt!(lanes, $operation, $method($($argument),*)),
+            Backend::Mysql(lanes) => attempt!(lanes, $operation, $method($($argument),*)),
         }
     };
 }
@@ -133,24 +150,22 @@ impl Database {
 
     /// Where the database is, without the password.
     pub fn name(&self) -> &str {
-        on_backend!(self, lanes => lanes.name())
+        match &*self.backend {
+            Backend::Sqlite(lanes) => lanes.name(),
+            Backend::Postgres(lanes) => lanes.name(),
+            Backend::Mysql(lanes) => lanes.name(),
+        }
     }
 
     /// Connects, and looks at the table's columns.
     pub async fn inspect(&self) -> Result<TableReport, DatabaseError> {
-        on_backend!(self, lanes => lanes.run("inspect", async |dialect, on| dialect.inspect(on).await).await)
+        on_backend!(self, "inspect", inspect())
     }
 
     /// Makes Django's table with its index, where it is missing, on SQLite. Elsewhere it is Django's to make: an error.
     pub async fn create_table(&self) -> Result<(), DatabaseError> {
         match &*self.backend {
-            Backend::Sqlite(lanes) => {
-                lanes
-                    .run("create table", async |dialect: &Sqlite, on: &mut _| {
-                        dialect.create_table(on).await
-                    })
-                    .await
-            }
+            Backend::Sqlite(lanes) => attempt!(lanes, "create table", create_table()),
             Backend::Postgres(_) | Backend::Mysql(_) => Err(DatabaseError::new(
                 DatabaseErrorKind::MissingTable,
                 self.name(),
@@ -172,10 +187,7 @@ impl Database {
         let mut upserts: Vec<&Row> = upserts.iter().collect();
         upserts.sort_unstable_by(|a, b| a.session_key.cmp(&b.session_key));
         let deletes = sorted(deletes);
-        let action = on_backend!(self, lanes => {
-            lanes.run("apply", async |dialect, on| dialect.apply(on, &upserts, &deletes).await).await
-        });
-        action
+        on_backend!(self, "apply", apply(&upserts, &deletes))
     }
 
     /// The rows of `keys`, those that have expired as well, by `session_key`.
@@ -185,7 +197,7 @@ impl Database {
         }
         let mut keys = sorted(keys);
         keys.dedup();
-        on_backend!(self, lanes => lanes.run("fetch", async |dialect, on| dialect.fetch(on, &keys).await).await)
+        on_backend!(self, "fetch", fetch(&keys))
     }
 
     /// Up to `limit` keys of rows that end after `now_ms`, behind `after` (empty: from the start). Shorter than `limit`: the end.
@@ -193,22 +205,18 @@ impl Database {
     /// The order is the database's own (a collation's, without regard to case on MySQL): pass the last key of one page to get the
     /// next, and compare keys in no other way.
     pub async fn page(&self, after: &str, limit: u32, now_ms: i64) -> Result<Vec<String>, DatabaseError> {
-        on_backend!(self, lanes => {
-            lanes.run("page", async |dialect, on| dialect.page(on, after, limit, now_ms).await).await
-        })
+        on_backend!(self, "page", page(after, limit, now_ms))
     }
 
     /// How many rows end after `now_ms`.
     pub async fn count(&self, now_ms: i64) -> Result<u64, DatabaseError> {
-        let count = on_backend!(self, lanes => {
-            lanes.run("count", async |dialect, on| dialect.count(on, now_ms).await).await
-        })?;
+        let count = on_backend!(self, "count", count(now_ms))?;
         Ok(u64::try_from(count).unwrap_or(0))
     }
 
     /// Up to `limit` rows, those that end last first: Django's own writing, to check the secret key against.
     pub async fn sample(&self, limit: u32) -> Result<Vec<Row>, DatabaseError> {
-        on_backend!(self, lanes => lanes.run("sample", async |dialect, on| dialect.sample(on, limit).await).await)
+        on_backend!(self, "sample", sample(limit))
     }
 }
 

@@ -130,6 +130,7 @@ impl RedisStore {
     }
 
     /// Values and deadlines of `keys`, in their order. Each pair is read in one transaction, so that the two belong together.
+    /// Where the server is older than 7.0, or does not tell its version, deadlines may be a few milliseconds early.
     pub async fn read(&self, keys: &[Bytes]) -> Result<Vec<Stored>, StoreError> {
         const OPERATION: &str = "read";
         let mut found = Vec::with_capacity(keys.len());

@@ -6,10 +6,11 @@
 
 use std::collections::HashMap;
 use std::future::Future;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::time::error::Elapsed;
 use tokio::time::{sleep, timeout};
 
 use super::error::{DatabaseError, DatabaseErrorKind};
@@ -89,58 +90,88 @@ impl<D: Dialect> Lanes<D> {
         &self.name
     }
 
-    /// Runs `action` on a connection, within `OPERATION_TIMEOUT` for each try. Cancelling closes the connection.
-    pub(super) async fn run<T>(
-        &self,
-        operation: &'static str,
-        action: impl AsyncFn(&D, &mut D::Connection) -> Result<T, sqlx::Error>,
-    ) -> Result<T, DatabaseError> {
-        let too_long = |_| DatabaseError::timeout(&self.name, operation);
+    /// Waits for a connection to be free for `operation`.
+    pub(super) async fn tries(&self, operation: &'static str) -> Result<Tries<'_, D>, DatabaseError> {
+        let timed_out = || DatabaseError::timeout(&self.name, operation);
         let free = timeout(OPERATION_TIMEOUT, self.free.acquire())
             .await
-            .map_err(too_long)?;
-        let _permit = free.map_err(|_| DatabaseError::timeout(&self.name, operation))?;
-        let mut retries = 0;
-        loop {
-            let idle = self.idle().pop();
-            let reused = idle.is_some();
-            let mut connection = match idle {
-                Some(connection) => connection,
-                None => {
-                    let connecting = timeout(CONNECT_TIMEOUT, self.dialect.connect()).await;
-                    let connecting = connecting.map_err(|_| DatabaseError::timeout(&self.name, "connect"))?;
-                    connecting.map_err(|error| self.error(&error, "connect"))?
-                }
-            };
-            let outcome = timeout(OPERATION_TIMEOUT, action(&self.dialect, &mut connection))
-                .await
-                .map_err(too_long)?;
-            let error = match outcome {
-                Ok(value) => {
-                    self.idle().push(connection);
-                    return Ok(value);
-                }
-                Err(error) => self.error(&error, operation),
-            };
-            drop(connection);
-            match error.kind() {
-                // The server closed it while it lay idle, most likely the others too: it was restarted, or tired of waiting.
-                DatabaseErrorKind::Refused if reused => self.idle().clear(),
-                DatabaseErrorKind::Busy if retries < BUSY_RETRIES => {
-                    // Whoever deadlocked with us tries again as well: not at the same moment.
-                    sleep(BUSY_PAUSE * 2_u32.pow(retries) + BUSY_PAUSE.mul_f64(rand::random::<f64>())).await;
-                    retries += 1;
-                }
-                _ => return Err(error),
-            }
-        }
+            .map_err(|_| timed_out())?;
+        let permit = free.map_err(|_| timed_out())?;
+        Ok(Tries {
+            lanes: self,
+            operation,
+            _permit: permit,
+            connection: None,
+            reused: false,
+            retries: 0,
+        })
     }
 
     fn error(&self, error: &sqlx::Error, operation: &'static str) -> DatabaseError {
         DatabaseError::from_sqlx(error, D::classify, &self.name, operation)
     }
 
-    fn idle(&self) -> std::sync::MutexGuard<'_, Vec<D::Connection>> {
+    fn idle(&self) -> MutexGuard<'_, Vec<D::Connection>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One operation, tried until it ends well, fails for good or has been tried too often. Dropping it closes the connection.
+///
+/// A loop over `connection` and `settle` and not a closure: the compiler cannot yet see that a future which calls an async
+/// closure with borrowed arguments may move between threads.
+pub(in crate::sink) struct Tries<'l, D: Dialect> {
+    lanes: &'l Lanes<D>,
+    operation: &'static str,
+    _permit: SemaphorePermit<'l>,
+    connection: Option<D::Connection>,
+    /// The connection has been used before: it may have been closed in the meantime.
+    reused: bool,
+    retries: u32,
+}
+
+impl<D: Dialect> Tries<'_, D> {
+    /// The connection for the next try.
+    pub(super) async fn connection(&mut self) -> Result<&mut D::Connection, DatabaseError> {
+        let idle = self.lanes.idle().pop();
+        self.reused = idle.is_some();
+        let connection = match idle {
+            Some(connection) => connection,
+            None => {
+                let connecting = timeout(CONNECT_TIMEOUT, self.lanes.dialect.connect()).await;
+                let connecting = connecting.map_err(|_| DatabaseError::timeout(&self.lanes.name, "connect"))?;
+                connecting.map_err(|error| self.lanes.error(&error, "connect"))?
+            }
+        };
+        Ok(self.connection.insert(connection))
+    }
+
+    /// Takes what came of a try (an error: it took longer than `OPERATION_TIMEOUT`); `None` asks for another one.
+    pub(super) async fn settle<T>(
+        &mut self,
+        outcome: Result<Result<T, sqlx::Error>, Elapsed>,
+    ) -> Option<Result<T, DatabaseError>> {
+        let connection = self.connection.take();
+        let error = match outcome {
+            Ok(Ok(value)) => {
+                self.lanes.idle().extend(connection);
+                return Some(Ok(value));
+            }
+            Ok(Err(error)) => self.lanes.error(&error, self.operation),
+            Err(_) => return Some(Err(DatabaseError::timeout(&self.lanes.name, self.operation))),
+        };
+        drop(connection);
+        match error.kind() {
+            // The server closed it while it lay idle, most likely the others too: it was restarted, or tired of waiting.
+            DatabaseErrorKind::Refused if self.reused => self.lanes.idle().clear(),
+            DatabaseErrorKind::Busy if self.retries < BUSY_RETRIES => {
+                // Whoever deadlocked with us tries again as well: not at the same moment.
+                let jitter = BUSY_PAUSE.mul_f64(rand::random::<f64>());
+                sleep(BUSY_PAUSE * 2_u32.pow(self.retries) + jitter).await;
+                self.retries += 1;
+            }
+            _ => return Some(Err(error)),
+        }
+        None
     }
 }
