@@ -52,6 +52,7 @@ impl<'a> Gather<'a> {
         let mut gather = Gather {
             inputs,
             file: None,
+            file_failed: false,
             settings: Vec::new(),
             problems: Vec::new(),
             warnings: Vec::new(),
