@@ -158,6 +158,7 @@ class Demo:
         self.traffic("after the cutover")
 
         show.heading("The old Redis is stopped for good")
+        self.crowd.tally.phase = "without the old Redis"
         self.old.stop()
         self.sabotage_browsers()
         self.traffic("without the old Redis")

@@ -149,8 +149,9 @@ class Servers:
     def mariadb(self):
         user = "mysql" if os.getuid() == 0 else None
         data, port, password = self.folder_of("mariadb", user), free_port(), secret()
-        as_user = ["--user", user] if user else []
-        self.run("mariadb-init", ["mariadb-install-db", "--no-defaults", "--datadir", data, "--skip-test-db",
+        as_user = [f"--user={user}"] if user else []
+        # mariadb-install-db takes options as --name=value only, and overlooks others without a word.
+        self.run("mariadb-init", ["mariadb-install-db", "--no-defaults", f"--datadir={data}", "--skip-test-db",
                                   "--auth-root-authentication-method=normal"] + as_user)
         first = os.path.join(data, "first.sql") # run at its start; in its own folder, where it may read
         with open(first, "w") as file:
@@ -162,9 +163,8 @@ class Servers:
         program = next(filter(None, (shutil.which(name, path=os.environ["PATH"] + ":/usr/sbin")
                                      for name in ("mariadbd", "mysqld"))), "mariadbd")
         server = self.start("mariadb", [
-            program, "--no-defaults", "--datadir", data, "--port", str(port), "--bind-address", "127.0.0.1",
-            "--skip-name-resolve", "--socket", os.path.join(data, "sock"), "--init-file", first,
-            "--innodb-flush-log-at-trx-commit", "0",
+            program, "--no-defaults", f"--datadir={data}", f"--port={port}", "--bind-address=127.0.0.1", "--skip-name-resolve",
+            f"--socket={os.path.join(data, 'sock')}", f"--init-file={first}", "--innodb-flush-log-at-trx-commit=0",
         ] + as_user)
         server.wait_until(lambda: self.log_says(server, "ready for connections") and answers(port))
         return f"mysql://shop:{password}@127.0.0.1:{port}/shop"
