@@ -28,7 +28,7 @@ class Failure(Exception):
 
 
 class Mismatch(Exception):
-    """A page that does not show this browser's session. The tally has it; the browser starts over."""
+    """A page that does not show the session with this key. The tally has it; the browser starts over."""
 
 
 class Tally:
@@ -144,6 +144,7 @@ class Browser(threading.Thread):
 
     def look(self):
         """Loads the shop and holds it against the oracle."""
+        before = self.key # the answer may take the cookie away, but not the session from the store
         if self.logged_in: # this page is counted in the session
             state = self.state(self.writes("GET", "/"))
             self.pages += 1
@@ -155,13 +156,13 @@ class Browser(threading.Thread):
                 self.tally.count("logged_out", f"{user} was logged out")
             else:
                 self.tally.count("wrong", f"{user or 'a visitor'} was shown the page of {state['user']}")
-            raise Mismatch
+            raise Mismatch(before)
         if state["cart"] != (self.cart or []) or state["pages"] != self.pages:
             self.tally.count(
                 "wrong", f"{user or 'a visitor'} sees {len(state['cart'])} lines and {state['pages']} pages "
                 f"instead of {len(self.cart or [])} lines and {self.pages} pages, or other ones"
             )
-            raise Mismatch
+            raise Mismatch(before)
 
     def add(self):
         cart = self.cart or []
@@ -233,10 +234,9 @@ class Browser(threading.Thread):
         else:
             self.add()
 
-    def start_over(self):
+    def start_over(self, *keys):
         """After a failure nobody knows what the session holds: it counts as unsure, and the user logs in anew."""
-        if self.key:
-            self.unsure.append(self.key)
+        self.unsure += filter(None, (self.key,) + keys)
         self.jar.clear()
         self.forget()
 
@@ -252,8 +252,8 @@ class Browser(threading.Thread):
                 self.tally.count("errors", str(failure))
                 self.start_over()
                 self.stop.wait(0.5)
-            except Mismatch:
-                self.start_over()
+            except Mismatch as mismatch:
+                self.start_over(*mismatch.args)
                 started = False
             except Exception as error: # a mistake in this file must not end a browser silently
                 self.tally.count("errors", f"in the demo itself: {error!r}")

@@ -38,7 +38,7 @@ class Bar:
 
     def at(self, done):
         now = time.monotonic()
-        if now - self.shown < 0.05:
+        if now - self.shown < 0.1:
             return
         self.shown = now
         filled = BAR_WIDTH * done // max(self.total, 1)
