@@ -32,7 +32,8 @@ _install_packages() (
   fi
   apt="env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300"
   # shellcheck disable=SC2086 # the words of $apt are meant to be split
-  _install_as_root $apt update >&2 && _install_as_root $apt install -y --no-install-recommends "$@" </dev/null >&2
+  said=$({ _install_as_root $apt update && _install_as_root $apt install -y --no-install-recommends "$@"; } </dev/null 2>&1) ||
+    { _install_say "$said"; return 1; }
 )
 
 _install_has() {
