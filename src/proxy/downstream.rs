@@ -561,12 +561,8 @@ impl Downstream {
         {
             return None;
         }
-        // Most writes of most sites are no sessions, which the first argument nearly always tells.
-        let first = patterns.session_key(&frame[request.first.clone()]).is_some();
-        if !first && request.argc <= 3 && access == Access::Write && !matches!(command.entry().name, "del" | "unlink" | "rename" | "renamenx") {
-            return None;
-        }
-        if !first && !memchr::memmem::find(frame, worker.shared.marker.as_bytes()).is_some_and(|_| true) {
+        // Most writes of most sites are no sessions, which the first argument tells, or a look at the whole.
+        if patterns.session_key(&frame[request.first.clone()]).is_none() && !patterns.may_be_in(frame) {
             return None;
         }
         let shared = Bytes::copy_from_slice(frame);

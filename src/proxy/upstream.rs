@@ -319,7 +319,7 @@ impl Upstream {
             return Poll::Ready("closed".into());
         }
         // Replies first: they free clients, whose next commands then leave in the same write.
-        let mut batch = 0;
+        let (mut batch, mut read_any) = (0, false);
         loop {
             let spare = buffer.capacity() - buffer.len();
             if spare < READ_LEN / 4 {
@@ -329,6 +329,7 @@ impl Upstream {
                 Poll::Ready(Ok(0)) => return Poll::Ready("closed by the server".into()),
                 Poll::Ready(Ok(read)) => {
                     batch += read;
+                    read_any = true;
                     if let Err(reason) = self.handle_replies(scanner, buffer) {
                         return Poll::Ready(reason);
                     }
@@ -342,6 +343,9 @@ impl Upstream {
             }
         }
         self.worker.flush_clients();
+        if read_any {
+            self.worker.wake_backlogged();
+        }
         if buffer.is_empty() && buffer.capacity() > KEEP_LEN {
             *buffer = BytesMut::new();
         }

@@ -151,6 +151,14 @@ impl KeyPatterns {
         [prefix, session_key, suffix].concat().into_bytes()
     }
 
+    /// Whether a session key may stand anywhere in `bytes` (one whole command): a quick no for nearly all of them.
+    pub fn may_be_in(&self, bytes: &[u8]) -> bool {
+        self.0.iter().any(|pattern| {
+            let literal = if pattern.prefix.is_empty() { &pattern.suffix } else { &pattern.prefix };
+            memchr::memmem::find(bytes, literal.as_bytes()).is_some()
+        })
+    }
+
     /// `MATCH` globs for `SCAN`, one per pattern. They match more than sessions (that of `cache` also finds the keys of
     /// `cached_db`), so each key that comes back still has to pass [`KeyPatterns::session_key`].
     pub fn scan_globs(&self) -> Vec<String> {
