@@ -13,11 +13,16 @@ pub mod json;
 pub mod key;
 pub mod object;
 pub mod pickle;
+pub mod row;
+pub mod signing;
+pub mod value;
 
 pub use effect::Effect;
 pub use expiry::Deadline;
 pub use key::{KeyPattern, KeyPatterns, PatternError};
 pub use object::Dict;
+pub use row::{Comparison, RowCodec, RowError, Unstorable};
+pub use value::{Serializer, Undecodable};
 
 /// The session engine of the site, as in `SESSION_ENGINE = "django.contrib.sessions.backends.<engine>"`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
