@@ -321,10 +321,13 @@ fn django(g: &mut Gather<'_>, database: &Database) -> Django {
         .unwrap_or_else(|| "1".into());
     let engine = g.optional("django.engine", Engine::parse).unwrap_or(Engine::Cache);
     let session_key_patterns = g.optional("django.session_key_patterns", patterns).unwrap_or_else(|| {
-        vec![format!(
-            "{key_prefix}:{key_version}:django.contrib.sessions.{}{{session_key}}",
-            engine.as_str()
-        )]
+        let engine = engine.as_str();
+        let pattern = format!("{key_prefix}:{key_version}:django.contrib.sessions.{engine}{{session_key}}");
+        // A wrong one makes every session invisible, so the log shows it, whatever it was made from.
+        g.settings.push(format!(
+            "django.session_key_patterns = {pattern} (from prefix, version and engine)"
+        ));
+        vec![pattern]
     });
     Django {
         secret_key,
