@@ -20,6 +20,7 @@ pub use operation::LongArgs;
 pub use screen::StatusArgs;
 pub use settings::Settings;
 
+use crate::check::{Finding, Level};
 use crate::status::{OperationKind, OperationOptions, Status};
 
 /// The exit codes that the interface promises.
@@ -227,4 +228,21 @@ fn try_out(text: &str) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
     writeln!(stdout, "{text}")?;
     stdout.flush()
+}
+
+/// What `check` found: a line each, or one JSON object.
+pub fn print_findings(findings: &[Finding], as_json: bool) {
+    let worst = findings.iter().map(|finding| finding.level).max().unwrap_or(Level::Green);
+    if as_json {
+        out(&json!({"result": worst, "findings": findings}).to_string());
+        return;
+    }
+    for finding in findings {
+        let mark = match finding.level {
+            Level::Green => "ok    ",
+            Level::Yellow => "WARN  ",
+            Level::Red => "ERROR ",
+        };
+        out(&format!("{mark} {:<11} {}", finding.about, finding.detail));
+    }
 }

@@ -9,6 +9,10 @@ pub mod session;
 #[cfg(feature = "net")]
 pub mod admin;
 #[cfg(feature = "net")]
+pub mod app;
+#[cfg(feature = "net")]
+pub mod check;
+#[cfg(feature = "net")]
 pub mod cli;
 #[cfg(feature = "net")]
 pub mod clock;

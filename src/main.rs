@@ -4,6 +4,8 @@ use std::io::{IsTerminal, stderr};
 use std::process::ExitCode;
 
 use clap::Parser;
+use sessionferry::app;
+use sessionferry::check::Level;
 use sessionferry::cli::{self, CheckArgs, Cli, Command, Exit, Settings};
 use sessionferry::config::{Config, Log, LogFormat};
 use tracing_subscriber::EnvFilter;
@@ -11,8 +13,8 @@ use tracing_subscriber::EnvFilter;
 fn main() -> ExitCode {
     // clap answers wrong usage with exit code 2, as the interface has it.
     let exit = match Cli::parse().command {
-        Command::Run(args) => with_config(&args.settings, run),
-        Command::Check(args) => with_config(&args.settings, |config| check(config, &args)),
+        Command::Run(args) => with_config(&args.settings, |config| app::run(&config)),
+        Command::Check(args) => with_config(&args.settings, |config| check(&config, &args)),
         Command::Remote(command) => cli::remote(&command),
         Command::Completions { shell } => cli::completions(shell),
         Command::Man => cli::man(),
@@ -20,20 +22,12 @@ fn main() -> ExitCode {
     exit.into()
 }
 
-/// The one place where the proxy itself is wired in: `sessionferry::app::run(config)`.
-fn run(config: Config) -> Result<(), String> {
-    for line in config.effective() {
-        tracing::info!("{line}");
-    }
-    for warning in &config.warnings {
-        tracing::warn!("{warning}");
-    }
-    Err("run: not wired".into())
-}
-
-/// The one place where the pre-flight is wired in: `sessionferry::check::…`.
-fn check(_config: Config, _args: &CheckArgs) -> Result<(), String> {
-    Err("check: not wired".into())
+/// The pre-flight: every finding on standard output, and failure where one is red.
+fn check(config: &Config, args: &CheckArgs) -> Result<(), String> {
+    let findings = app::check(config)?;
+    cli::print_findings(&findings, args.json);
+    let red = findings.iter().filter(|finding| finding.level == Level::Red).count();
+    if red > 0 { Err(format!("{red} of {} checks are red", findings.len())) } else { Ok(()) }
 }
 
 fn with_config(settings: &Settings, work: impl FnOnce(Config) -> Result<(), String>) -> Exit {

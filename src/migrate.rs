@@ -1,6 +1,33 @@
 //! The move: phases, backfill, verify, cutover and rollback.
+//!
+//! One operation at a time. Backfill and verify only read, and mark keys dirty; the tee's delivery does all writing, so
+//! that nothing here can overtake a client's write. The switch of the authority is one durable file replacement while
+//! every command is held: before it the old Redis is the authority, after it the new one, whatever ends the process.
 
-use crate::status::{Operation, OperationKind, OperationOptions, Status};
+pub mod backfill;
+pub mod census;
+pub mod control;
+pub mod cutover;
+pub mod plan;
+pub mod state;
+pub mod verify;
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use tokio_util::sync::CancellationToken;
+
+use crate::journal::Journal;
+use crate::proxy::Proxy;
+use crate::status::{Operation, OperationKind, OperationOptions, OperationState, Phase, Status};
+use crate::tee::Tee;
+use crate::tee::delivery::{Counters, Rows, Stores};
+use state::{DataDir, State};
+
+/// Finished operations that are still answered for.
+const MAX_REMEMBERED: usize = 100;
 
 /// Why an operation was not started (HTTP 409), in plain words that say what to do next.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -19,4 +46,261 @@ pub trait Control: Send + Sync + 'static {
     fn unready(&self) -> Vec<String>;
     /// Appends the metrics in Prometheus text form.
     fn metrics(&self) -> String;
+}
+
+/// What a move works with.
+pub struct Parts {
+    pub tee: Arc<Tee>,
+    pub stores: Stores,
+    pub proxy: Arc<Proxy>,
+    pub journal: Arc<Journal>,
+    pub counters: Arc<Counters>,
+    /// `None` where no database is configured.
+    pub rows: Option<Arc<Rows>>,
+    /// The rows are Django's own (`database.mode = verify`): compared, never written.
+    pub rows_are_djangos: bool,
+    pub data_dir: DataDir,
+    pub max_hold: Duration,
+    /// The authority answered the last ping.
+    pub reachable: Arc<std::sync::atomic::AtomicBool>,
+    pub warnings: Vec<String>,
+}
+
+/// The move, as the admin address and the command line steer it.
+pub struct Controller {
+    parts: Parts,
+    state: Mutex<State>,
+    operations: Mutex<Operations>,
+    started: Instant,
+    census: census::Census,
+    /// The last hold, µs.
+    hold_us: AtomicU64,
+    me: std::sync::Weak<Controller>,
+}
+
+#[derive(Default)]
+struct Operations {
+    last_id: u64,
+    current: Option<(Operation, CancellationToken)>,
+    finished: VecDeque<Operation>,
+}
+
+/// How an operation ended.
+enum End {
+    Done(serde_json::Value),
+    Failed(String, serde_json::Value),
+    Stopped(serde_json::Value),
+}
+
+impl Controller {
+    pub fn new(parts: Parts, state: State) -> Arc<Controller> {
+        Arc::new_cyclic(|me| Controller {
+            parts,
+            state: Mutex::new(state),
+            operations: Mutex::default(),
+            started: Instant::now(),
+            census: census::Census::default(),
+            hold_us: AtomicU64::new(0),
+            me: me.clone(),
+        })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no panic while locked")
+    }
+
+    fn operations(&self) -> MutexGuard<'_, Operations> {
+        self.operations.lock().expect("no panic while locked")
+    }
+
+    /// Changes the state and makes it durable.
+    fn update<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+        let mut state = self.state();
+        let result = change(&mut state);
+        if let Err(error) = self.parts.data_dir.save(&state) {
+            tracing::error!(%error, "the move's state is not saved");
+        }
+        result
+    }
+
+    /// Says how far the running operation is.
+    fn progress(&self, done: u64, total: Option<u64>, message: &str) {
+        if let Some((operation, _)) = &mut self.operations().current {
+            operation.done = done;
+            operation.total = total;
+            if operation.message != message {
+                operation.message = message.to_owned();
+            }
+        }
+    }
+
+    fn launch(&self, kind: OperationKind, options: OperationOptions) -> Result<u64, Refused> {
+        let Some(me) = self.me.upgrade() else { return Err(Refused("the proxy is ending".into())) };
+        let mut operations = self.operations();
+        if let Some((running, _)) = &operations.current {
+            return Err(Refused(format!(
+                "a {} is running (operation {}); wait for its end, or stop it with DELETE /api/v1/operations/{}",
+                label(running.kind),
+                running.operation,
+                running.operation
+            )));
+        }
+        self.may_start(kind, options.force)?;
+        operations.last_id += 1;
+        let id = operations.last_id;
+        let stop = CancellationToken::new();
+        let operation = Operation {
+            operation: id,
+            kind,
+            state: OperationState::Running,
+            started: crate::clock::now_rfc3339(),
+            finished: None,
+            done: 0,
+            total: None,
+            message: "starting".into(),
+            error: None,
+            result: serde_json::Value::Null,
+        };
+        operations.current = Some((operation, stop.clone()));
+        drop(operations);
+        tracing::info!(operation = id, kind = label(kind), "operation started");
+        tokio::spawn(async move {
+            let end = match kind {
+                OperationKind::Backfill => me.run_backfill(&stop).await,
+                OperationKind::Verify => me.run_verify(&stop).await,
+                OperationKind::Cutover | OperationKind::Rollback => me.run_switch(kind, options).await,
+                OperationKind::Finish => me.run_finish().await,
+                OperationKind::Restore => End::Failed("not in this version".into(), serde_json::Value::Null),
+            };
+            me.finish_operation(end);
+        });
+        Ok(id)
+    }
+
+    /// What an operation asks for before it is even started.
+    fn may_start(&self, kind: OperationKind, force: bool) -> Result<(), Refused> {
+        let phase = self.state().phase;
+        let refuse = |text: &str| Err(Refused(text.to_owned()));
+        match (kind, phase) {
+            (OperationKind::Restore, _) => refuse("restore is not in this version"),
+            (OperationKind::Backfill | OperationKind::Verify, Phase::Finished) => {
+                refuse("the move is finished: the source is detached")
+            }
+            (OperationKind::Backfill, Phase::CutOver) => refuse(
+                "the target is the authority already; writes are teed back to the source, and a backfill has nothing to copy",
+            ),
+            (OperationKind::Cutover, Phase::CutOver | Phase::Finished) => {
+                refuse("the target is the authority already")
+            }
+            (OperationKind::Cutover, Phase::Teeing | Phase::Backfilling) if !force => refuse(
+                "not synced: run `sessionferry backfill` and then `sessionferry verify` until it is clean",
+            ),
+            (OperationKind::Rollback, Phase::CutOver) => Ok(()),
+            (OperationKind::Rollback, Phase::Finished) => refuse("the move is finished: the source is detached"),
+            (OperationKind::Rollback, _) => refuse("the source is the authority already"),
+            (OperationKind::Finish, Phase::CutOver) => Ok(()),
+            (OperationKind::Finish, Phase::Finished) => refuse("the move is finished already"),
+            (OperationKind::Finish, _) => refuse("not cut over: the source is still the authority"),
+            _ => Ok(()),
+        }
+    }
+
+    fn finish_operation(&self, end: End) {
+        let mut operations = self.operations();
+        let Some((mut operation, _)) = operations.current.take() else { return };
+        operation.finished = Some(crate::clock::now_rfc3339());
+        let (state, error, result) = match end {
+            End::Done(result) => (OperationState::Done, None, result),
+            End::Failed(error, result) => (OperationState::Failed, Some(error), result),
+            End::Stopped(result) => (OperationState::Stopped, Some("stopped on request".into()), result),
+        };
+        operation.state = state;
+        operation.message = match state {
+            OperationState::Done => "done".into(),
+            OperationState::Stopped => "stopped".into(),
+            _ => "failed".into(),
+        };
+        tracing::info!(operation = operation.operation, kind = label(operation.kind), ?state, error, "operation ended");
+        operation.error = error;
+        operation.result = result;
+        operations.finished.push_back(operation);
+        if operations.finished.len() > MAX_REMEMBERED {
+            operations.finished.pop_front();
+        }
+    }
+
+    fn find_operation(&self, id: u64) -> Option<Operation> {
+        let operations = self.operations();
+        let current = operations.current.iter().map(|(operation, _)| operation);
+        current.chain(&operations.finished).find(|operation| operation.operation == id).cloned()
+    }
+
+    fn stop_operation(&self, id: u64) -> bool {
+        match &self.operations().current {
+            // A switch is over in moments, or undoes itself.
+            Some((operation, stop))
+                if operation.operation == id
+                    && matches!(operation.kind, OperationKind::Backfill | OperationKind::Verify) =>
+            {
+                stop.cancel();
+                true
+            }
+            _ => false,
+        }
+    }
+
+    async fn run_finish(&self) -> End {
+        self.parts.tee.redis.disable();
+        self.update(|state| state.enter(Phase::Finished));
+        End::Done(serde_json::json!({"phase": "finished"}))
+    }
+
+    /// Looks after the journal: what every store has needs no record.
+    pub fn tend_journal(&self) {
+        let (journal, tee) = (&self.parts.journal, &self.parts.tee);
+        journal.retire(tee.low_watermark());
+        if journal.wants_compaction()
+            && let Err(error) = journal.compact(|| tee.unfinished())
+        {
+            tracing::error!(%error, "the journal cannot be compacted");
+        }
+    }
+
+    /// Marks everything that a wipe (FLUSHDB and its like) may have touched, whenever there was one.
+    pub async fn follow_wipes(&self) {
+        let tee = &self.parts.tee;
+        let mut backoff = crate::net::Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
+        loop {
+            tee.wiped.notified().await;
+            while tee.pending_wipe().is_some() {
+                let head = tee.head();
+                match self.mark_everything().await {
+                    Ok(keys) => {
+                        tracing::info!(keys, "a FLUSH or SWAPDB was mirrored to the other stores, for sessions");
+                        tee.wipe_done(head);
+                        backoff.reset();
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, "cannot mirror a FLUSH yet; trying again");
+                        tokio::time::sleep(backoff.wait()).await;
+                    }
+                }
+            }
+        }
+    }
+
+    fn set_hold(&self, hold: Duration) {
+        self.hold_us.store(hold.as_micros() as u64, Relaxed);
+    }
+}
+
+fn label(kind: OperationKind) -> &'static str {
+    match kind {
+        OperationKind::Backfill => "backfill",
+        OperationKind::Verify => "verify",
+        OperationKind::Cutover => "cutover",
+        OperationKind::Rollback => "rollback",
+        OperationKind::Restore => "restore",
+        OperationKind::Finish => "finish",
+    }
 }

@@ -200,6 +200,11 @@ impl Tee {
         keys
     }
 
+    /// Whether a write to `key` is in flight or on its way to some sink.
+    pub fn is_unfinished(&self, key: &Bytes) -> bool {
+        self.in_flight.contains_key(key) || self.sinks().iter().any(|sink| sink.contains(key))
+    }
+
     /// Whether every write that was settled has reached every sink, and none is in flight.
     pub fn is_drained(&self) -> bool {
         self.in_flight.is_empty() && self.pending_wipe().is_none() && self.sinks().iter().all(|sink| sink.is_empty())

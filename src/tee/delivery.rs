@@ -110,25 +110,17 @@ type State = Option<(Bytes, Deadline)>;
 impl Delivery {
     /// Delivers to the Redis that is not the authority, until cancelled.
     pub async fn run_redis(self, stop: CancellationToken) {
-        let pending = &self.tee.redis;
-        self.run(pending, REDIS_BATCH, REDIS_LINGER, &stop, async |states| self.write_redis(states).await).await;
+        self.run(&self.tee.redis, None, &stop).await;
     }
 
     /// Delivers to the database, until cancelled.
     pub async fn run_database(self, rows: Arc<Rows>, stop: CancellationToken) {
-        let pending = &self.tee.database;
-        let write = async |states: &[(&Taken, State)]| self.write_database(&rows, states).await;
-        self.run(pending, DATABASE_BATCH, DATABASE_LINGER, &stop, write).await;
+        self.run(&self.tee.database, Some(&rows), &stop).await;
     }
 
-    async fn run(
-        &self,
-        pending: &Pending,
-        max: usize,
-        linger: Duration,
-        stop: &CancellationToken,
-        write: impl AsyncFn(&[(&Taken, State)]) -> Result<(), String>,
-    ) {
+    async fn run(&self, pending: &Pending, rows: Option<&Rows>, stop: &CancellationToken) {
+        let (max, linger) =
+            if rows.is_some() { (DATABASE_BATCH, DATABASE_LINGER) } else { (REDIS_BATCH, REDIS_LINGER) };
         let mut backoff = Backoff::new(RETRY_FIRST, RETRY_CAP);
         let mut troubled = false;
         loop {
@@ -141,7 +133,13 @@ impl Delivery {
             }
             let batch = pending.take(max, BATCH_BYTES);
             let result = match self.states(&batch).await {
-                Ok(states) => write(&states).await.map(|()| self.count(pending, &states)),
+                Ok(states) => {
+                    let written = match rows {
+                        Some(rows) => self.write_database(rows, &states).await,
+                        None => self.write_redis(&states).await,
+                    };
+                    written.map(|()| self.count(pending, &states))
+                }
                 Err(error) => Err(error),
             };
             match result {

@@ -101,6 +101,10 @@ impl Pending {
         self.entries.len()
     }
 
+    pub fn contains(&self, key: &Bytes) -> bool {
+        self.entries.contains_key(key)
+    }
+
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }

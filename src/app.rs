@@ -1,0 +1,371 @@
+//! `run` and `check`: the wiring of all rooms, from the configuration to the end.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::check::{Finding, Level, Subject, preflight};
+use crate::clock::now_ms;
+use crate::config::{Ack, Config, DatabaseMode, Listen};
+use crate::journal::{self, Journal};
+use crate::migrate::state::{DataDir, State};
+use crate::migrate::{Controller, Parts};
+use crate::net::Endpoint;
+use crate::proxy::identity::Servers;
+use crate::proxy::{self, Listener, Proxy, Shared};
+use crate::session::KeyPatterns;
+use crate::session::row::RowCodec;
+use crate::sink::{Database, DatabaseOptions, RedisStore};
+use crate::status::Authority;
+use crate::tee::delivery::{Counters, Delivery, Rows, Stores};
+use crate::tee::{SinkName, Tee};
+
+/// Threads of the control runtime: delivery, backfill, verify, admin.
+const CONTROL_THREADS: usize = 2;
+/// At the end, clients may take this long to become idle, and the tee this long to become empty.
+const DRAIN_GRACE: Duration = Duration::from_secs(5);
+/// Looking after the journal, and asking the stores whether they are there.
+const TEND_EVERY: Duration = Duration::from_millis(500);
+
+/// What the configuration means, in the rooms' own types.
+struct Setup {
+    source: Endpoint,
+    target: Endpoint,
+    patterns: KeyPatterns,
+    rows: Option<Arc<Rows>>,
+    makes_table: bool,
+}
+
+fn setup(config: &Config) -> Result<Setup, String> {
+    let endpoint = |side: &str, url: &str| Endpoint::parse(url).map_err(|error| format!("{side}.url: {error}"));
+    let source = endpoint("source", config.source.url.expose())?;
+    let target = endpoint("target", config.target.url.expose())?;
+    if source.db != target.db {
+        return Err(format!(
+            "source.url names database {} and target.url database {}: Django keeps its number at a cutover, so give the same",
+            source.db, target.db
+        ));
+    }
+    let patterns = KeyPatterns::parse(&config.django.session_key_patterns).map_err(|error| error.to_string())?;
+    let mut makes_table = false;
+    let rows = match (&config.database.url, &config.django.secret_key) {
+        (Some(url), Some(secret_key)) => {
+            let options = DatabaseOptions {
+                table: config.database.table.clone(),
+                use_tz: config.django.use_tz,
+                time_zone: config.django.time_zone,
+            };
+            makes_table = url.expose().trim_start().to_ascii_lowercase().starts_with("sqlite")
+                && config.database.mode == DatabaseMode::Write;
+            let database = Database::open(url.expose(), options).map_err(|error| format!("database.url: {error}"))?;
+            let fallbacks: Vec<Vec<u8>> =
+                config.django.secret_key_fallbacks.iter().map(|key| key.expose().as_bytes().to_vec()).collect();
+            let codec = RowCodec::new(secret_key.expose().as_bytes(), &fallbacks, &config.django.salt);
+            let cookie_age = config.django.cookie_age.as_secs() as i64;
+            Some(Arc::new(Rows { database, codec, cookie_age }))
+        }
+        _ => None,
+    };
+    Ok(Setup { source, target, patterns, rows, makes_table })
+}
+
+/// `sessionferry check`: what was found, the worst of it deciding the exit code.
+///
+/// # Errors
+/// The configuration cannot be used.
+pub fn check(config: &Config) -> Result<Vec<Finding>, String> {
+    let setup = setup(config)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| format!("cannot start: {error}"))?;
+    let (source, target) = (RedisStore::new(setup.source.clone()), RedisStore::new(setup.target.clone()));
+    let subject = Subject {
+        source: &source,
+        target: &target,
+        before_cutover: true,
+        rows: setup.rows.as_deref(),
+        table: &config.database.table,
+        makes_table: setup.makes_table,
+        patterns: &setup.patterns,
+    };
+    Ok(runtime.block_on(preflight(&subject)))
+}
+
+/// `sessionferry run`: serves until SIGTERM or SIGINT.
+///
+/// # Errors
+/// Why it cannot start, with what to do next.
+pub fn run(config: &Config) -> Result<(), String> {
+    for line in config.effective() {
+        tracing::info!("{line}");
+    }
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
+    let control = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(CONTROL_THREADS)
+        .thread_name("control")
+        .enable_all()
+        .build()
+        .map_err(|error| format!("cannot start: {error}"))?;
+    let result = control.block_on(serve(config));
+    // Nothing that still runs here is waited for: what matters has been joined.
+    control.shutdown_timeout(Duration::from_secs(1));
+    result
+}
+
+async fn serve(config: &Config) -> Result<(), String> {
+    let setup = setup(config)?;
+    let (data_dir, mut state) =
+        DataDir::open(&config.data_dir, setup.source.to_string(), setup.target.to_string()).map_err(|e| e.to_string())?;
+    let warnings = same_move(&setup, &data_dir, &mut state)?;
+    let stores = Stores::new(
+        RedisStore::new(setup.source.clone()),
+        RedisStore::new(setup.target.clone()),
+        state.authority,
+    );
+    ask_before_start(config, &setup, &stores, data_dir.fresh).await?;
+    if setup.makes_table
+        && let Some(rows) = &setup.rows
+        && rows.database.inspect().await.is_ok_and(|report| !report.exists)
+    {
+        rows.database.create_table().await.map_err(|error| format!("cannot make the table: {error}"))?;
+    }
+    data_dir.save(&state).map_err(|error| error.to_string())?;
+
+    // What an earlier run had not delivered comes first.
+    let recovered = journal::recover(&data_dir.journal()).map_err(|error| error.to_string())?;
+    let journal = Arc::new(Journal::open(&data_dir.journal(), &recovered).map_err(|error| error.to_string())?);
+    let writes_rows = setup.rows.is_some() && config.database.mode == DatabaseMode::Write;
+    let tee = Arc::new(Tee::new(setup.patterns.clone(), recovered.last_seq + 1, writes_rows, state.digest_key));
+    if state.phase == crate::status::Phase::Finished {
+        tee.redis.disable();
+    }
+    replay(&tee, &recovered);
+    drop(recovered);
+
+    let shared = Arc::new(Shared {
+        tee: tee.clone(),
+        journal: journal.clone(),
+        servers: Servers { source: setup.source.clone(), target: setup.target.clone() },
+        sessions_db: setup.source.db,
+        journaled: config.tee.ack != Ack::Source,
+        workers: config.workers,
+        max_clients: config.client.max,
+    });
+    let listen = match &config.listen {
+        Listen::Tcp(address) => proxy::Listen::Tcp(address.clone()),
+        Listen::Unix(path) => proxy::Listen::Unix(path.clone()),
+    };
+    let listener = Listener::bind(&listen)
+        .await
+        .map_err(|error| format!("cannot listen on {}: {error}; is another process there?", listen_text(&listen)))?;
+    let admin = TcpListener::bind(&config.admin.listen)
+        .await
+        .map_err(|error| format!("cannot listen on {} (admin): {error}; is another process there?", config.admin.listen))?;
+    let proxy = Arc::new(Proxy::start(shared, state.authority).map_err(|error| format!("cannot start workers: {error}"))?);
+
+    let stop = CancellationToken::new();
+    let tasks = TaskTracker::new();
+    let counters = Arc::new(Counters::default());
+    let delivery = || Delivery { tee: tee.clone(), stores: stores.clone(), counters: counters.clone() };
+    tasks.spawn(delivery().run_redis(stop.clone()));
+    if let (true, Some(rows)) = (writes_rows, &setup.rows) {
+        tasks.spawn(delivery().run_database(rows.clone(), stop.clone()));
+    }
+    let reachable = Arc::new(AtomicBool::new(false));
+    let controller = Controller::new(
+        Parts {
+            tee: tee.clone(),
+            stores: stores.clone(),
+            proxy: proxy.clone(),
+            journal: journal.clone(),
+            counters,
+            rows: setup.rows.clone(),
+            rows_are_djangos: config.database.mode == DatabaseMode::Verify,
+            data_dir,
+            max_hold: config.cutover.max_hold,
+            reachable: reachable.clone(),
+            warnings,
+        },
+        state,
+    );
+    // These have nothing to finish: they end with the runtime.
+    tokio::spawn(ask_stores(stores.clone(), tee.clone(), setup.rows.clone(), reachable));
+    tokio::spawn({
+        let controller = controller.clone();
+        async move { controller.keep_census().await }
+    });
+    tokio::spawn({
+        let controller = controller.clone();
+        async move { controller.follow_wipes().await }
+    });
+    tokio::spawn({
+        let controller = controller.clone();
+        async move {
+            loop {
+                tokio::time::sleep(TEND_EVERY).await;
+                controller.tend_journal();
+            }
+        }
+    });
+    let admin_address = admin.local_addr().map(|address| address.to_string()).unwrap_or_default();
+    let admin_stop = stop.child_token();
+    let admin_task = tokio::spawn(crate::admin::serve(admin, controller, config.admin.token.clone(), admin_stop.clone()));
+    tracing::info!(
+        listen = listener.address(), admin = admin_address, workers = config.workers, authority = %stores.authority(),
+        "ready for Django"
+    );
+    let accepting = tokio::spawn(listener.run(proxy.clone()));
+
+    until_told_to_end().await?;
+    tracing::info!("ending: clients are let go as they become idle");
+    accepting.abort();
+    let _ = accepting.await;
+    proxy.drain(DRAIN_GRACE).await;
+    flush_tee(&tee).await;
+    stop.cancel();
+    tasks.close();
+    tasks.wait().await;
+    let _ = admin_task.await;
+    match Arc::try_unwrap(proxy) {
+        Ok(proxy) => proxy.stop(),
+        Err(proxy) => drop(proxy),
+    }
+    if tee.is_drained() {
+        journal.retire(u64::MAX);
+    }
+    tracing::info!(pending_target = tee.redis.len(), pending_database = tee.database.len(), "ended");
+    if let Listen::Unix(path) = &config.listen {
+        let _ = std::fs::remove_file(path);
+    }
+    Ok(())
+}
+
+fn listen_text(listen: &proxy::Listen) -> String {
+    match listen {
+        proxy::Listen::Tcp(address) => address.clone(),
+        proxy::Listen::Unix(path) => format!("unix:{}", path.display()),
+    }
+}
+
+/// Whether the data directory belongs to this pair of servers.
+fn same_move(setup: &Setup, data_dir: &DataDir, state: &mut State) -> Result<Vec<String>, String> {
+    let (source, target) = (setup.source.to_string(), setup.target.to_string());
+    if data_dir.fresh || (state.source == source && state.target == target) {
+        return Ok(Vec::new());
+    }
+    let told = format!(
+        "the data directory belongs to a move from {} to {}, the configuration says from {source} to {target}",
+        state.source, state.target
+    );
+    let moved = crate::status::Phase::CutOver;
+    if state.source == target || state.target == source || matches!(state.phase, p if p == moved) {
+        return Err(format!(
+            "{told}; the {} is the authority there. Configure those servers again, or give this move a data_dir of its own",
+            state.authority
+        ));
+    }
+    // A server may have got another name. What was copied and compared before proves nothing about another one.
+    state.source = source;
+    state.target = target;
+    if state.phase != crate::status::Phase::Teeing {
+        state.enter(crate::status::Phase::Teeing);
+    }
+    state.backfill = crate::status::Backfill::default();
+    state.verify = crate::status::Verify::default();
+    Ok(vec![format!("{told}: run backfill and verify again")])
+}
+
+/// Before the first start everything must be right; later, what is away now may come back.
+async fn ask_before_start(config: &Config, setup: &Setup, stores: &Stores, fresh: bool) -> Result<(), String> {
+    let subject = Subject {
+        source: &stores.source,
+        target: &stores.target,
+        before_cutover: fresh && stores.authority() == Authority::Source,
+        rows: setup.rows.as_deref(),
+        table: &config.database.table,
+        makes_table: setup.makes_table,
+        patterns: &setup.patterns,
+    };
+    let findings = preflight(&subject).await;
+    let mut reasons = Vec::new();
+    for finding in &findings {
+        let (about, detail) = (finding.about, &finding.detail);
+        match finding.level {
+            Level::Green => tracing::info!(about, "{detail}"),
+            Level::Yellow => tracing::warn!(about, "{detail}"),
+            Level::Red if fresh || finding.fatal => reasons.push(format!("{about}: {detail}")),
+            Level::Red => tracing::error!(about, "{detail}"),
+        }
+    }
+    if reasons.is_empty() {
+        return Ok(());
+    }
+    Err(format!("not started, nothing was changed:\n  {}", reasons.join("\n  ")))
+}
+
+fn replay(tee: &Tee, recovered: &journal::Recovered) {
+    for (key, (seq, _)) in &recovered.writes {
+        // The recovered keys are slices of whole segments.
+        tee.replay(&bytes::Bytes::copy_from_slice(key), *seq);
+    }
+    if let Some(seq) = recovered.wipe {
+        tee.replay_wipe(seq);
+    }
+    if !recovered.writes.is_empty() || recovered.wipe.is_some() {
+        let (sessions, torn) = (recovered.writes.len(), recovered.torn);
+        tracing::info!(sessions, torn, "writes of an earlier run are looked at again");
+    }
+}
+
+/// Keeps asking whether the stores are there, so that an idle proxy knows too.
+async fn ask_stores(stores: Stores, tee: Arc<Tee>, rows: Option<Arc<Rows>>, reachable: Arc<AtomicBool>) {
+    loop {
+        let authority = stores.authority_store().ping().await;
+        reachable.store(authority.is_ok(), Relaxed);
+        for sink in tee.sinks() {
+            if !sink.is_enabled() || !sink.is_empty() {
+                continue;
+            }
+            let asked = match (sink.name, &rows) {
+                (SinkName::Redis, _) => stores.other_store().ping().await.map_err(|error| error.to_string()),
+                (SinkName::Database, Some(rows)) => {
+                    rows.database.page("~", 1, now_ms()).await.map(drop).map_err(|error| error.to_string())
+                }
+                (SinkName::Database, None) => Ok(()),
+            };
+            if let Err(error) = &asked {
+                *sink.last_error.lock().expect("no panic while locked") = Some(error.clone());
+            }
+            sink.connected.store(asked.is_ok(), Relaxed);
+        }
+        tokio::time::sleep(TEND_EVERY).await;
+    }
+}
+
+async fn until_told_to_end() -> Result<(), String> {
+    let listen = |kind| signal(kind).map_err(|error| format!("cannot listen for signals: {error}"));
+    let mut terminate = listen(SignalKind::terminate())?;
+    let mut interrupt = listen(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}
+
+/// What is pending goes out while there is time; the rest is in the journal.
+async fn flush_tee(tee: &Tee) {
+    let end = std::time::Instant::now() + DRAIN_GRACE;
+    let waits = |sink: &&crate::tee::Pending| !sink.is_empty() && sink.connected.load(Relaxed);
+    while tee.sinks().iter().any(waits) && std::time::Instant::now() < end {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}

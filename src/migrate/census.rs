@@ -1,0 +1,130 @@
+//! How many sessions each store holds: for people to look at, not for decisions.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use super::Controller;
+use crate::clock::now_ms;
+use crate::session::KeyPatterns;
+use crate::sink::{RedisStore, StoreError};
+use crate::status::Authority;
+use crate::tee::Origin;
+
+/// Keys asked for per SCAN.
+pub(super) const SCAN_COUNT: usize = 1000;
+/// Rows asked for per page.
+pub(super) const PAGE_LEN: u32 = 1000;
+/// A count is taken again after 50 times what it took, within these bounds.
+const COUNT_EVERY: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(120));
+
+/// The last counts.
+#[derive(Debug, Default)]
+pub struct Census {
+    pub source: AtomicU64,
+    pub target: AtomicU64,
+    pub database: AtomicU64,
+}
+
+/// A walk through the session keys of one Redis.
+pub(super) struct SessionScan {
+    store: RedisStore,
+    patterns: KeyPatterns,
+    /// Patterns still to be scanned; the last one is under way.
+    globs: Vec<String>,
+    cursor: u64,
+}
+
+impl SessionScan {
+    /// The next batch of session keys (which may be empty), or `None` at the end. After an error, call again to go on.
+    pub(super) async fn next(&mut self) -> Result<Option<Vec<Bytes>>, StoreError> {
+        let Some(glob) = self.globs.last() else { return Ok(None) };
+        let (next, mut keys) = self.store.scan(self.cursor, glob, SCAN_COUNT).await?;
+        self.cursor = next;
+        if next == 0 {
+            self.globs.pop();
+        }
+        keys.retain(|key| self.patterns.session_key(key).is_some());
+        Ok(Some(keys))
+    }
+
+    async fn count(mut self) -> Result<u64, StoreError> {
+        let mut count = 0;
+        while let Some(keys) = self.next().await? {
+            count += keys.len() as u64;
+        }
+        Ok(count)
+    }
+}
+
+impl Controller {
+    /// Counts now and then, less often where it takes long.
+    pub async fn keep_census(&self) {
+        loop {
+            let start = Instant::now();
+            self.count().await;
+            tokio::time::sleep((start.elapsed() * 50).clamp(COUNT_EVERY.0, COUNT_EVERY.1)).await;
+        }
+    }
+
+    pub(super) async fn count(&self) {
+        for authority in [Authority::Source, Authority::Target] {
+            if authority == Authority::Source && self.state().phase == crate::status::Phase::Finished {
+                continue;
+            }
+            if let Ok(count) = self.scan(self.parts.stores.of(authority)).count().await {
+                let slot = match authority {
+                    Authority::Source => &self.census.source,
+                    Authority::Target => &self.census.target,
+                };
+                slot.store(count, Relaxed);
+            }
+        }
+        if let Some(rows) = &self.parts.rows
+            && let Ok(count) = rows.database.count(now_ms()).await
+        {
+            self.census.database.store(count, Relaxed);
+        }
+    }
+
+    /// The session keys in `store`, batch by batch. A key may come twice.
+    pub(super) fn scan(&self, store: &RedisStore) -> SessionScan {
+        let patterns = self.parts.tee.patterns.clone();
+        SessionScan { store: store.clone(), globs: patterns.scan_globs(), patterns, cursor: 0 }
+    }
+
+    /// Marks every session of every store for a look at the authority. Answers how many keys that were.
+    pub(super) async fn mark_everything(&self) -> Result<u64, String> {
+        let tee = &self.parts.tee;
+        let mut marked = 0;
+        for authority in [Authority::Source, Authority::Target] {
+            if !tee.redis.is_enabled() && authority != self.parts.stores.authority() {
+                continue;
+            }
+            let mut scan = self.scan(self.parts.stores.of(authority));
+            while let Some(keys) = scan.next().await.map_err(|error| error.to_string())? {
+                for key in &keys {
+                    tee.mark(&Bytes::copy_from_slice(key), Origin::Repair);
+                    marked += 1;
+                }
+            }
+        }
+        if let Some(rows) = &self.parts.rows
+            && tee.database.is_enabled()
+        {
+            let mut after = String::new();
+            loop {
+                let page =
+                    rows.database.page(&after, PAGE_LEN, now_ms()).await.map_err(|error| error.to_string())?;
+                let Some(last) = page.last() else { break };
+                after.clone_from(last);
+                for session_key in &page {
+                    tee.mark(&tee.patterns.redis_key(session_key).into(), Origin::Repair);
+                    marked += 1;
+                }
+            }
+        }
+        Ok(marked)
+    }
+}

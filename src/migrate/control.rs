@@ -1,0 +1,136 @@
+//! Answers for the admin address.
+
+use std::fmt::Write;
+use std::sync::atomic::Ordering::Relaxed;
+
+use super::{Control, Controller, Refused};
+use crate::proxy::stats::LATENCY_BOUNDS_US;
+use crate::status::{
+    Clients, Commands, Cutover, CutoverState, Operation, OperationKind, OperationOptions, Phase, Sessions, Sink, Status,
+    Tee,
+};
+use crate::tee::Pending;
+
+impl Control for Controller {
+    fn status(&self) -> Status {
+        let parts = &self.parts;
+        let mut clients = Clients::default();
+        let mut commands = Commands { session_writes: parts.tee.session_writes.load(Relaxed), ..Commands::default() };
+        for stats in parts.proxy.stats() {
+            clients.connected += stats.clients.load(Relaxed);
+            clients.total += stats.clients_total.load(Relaxed);
+            clients.held += stats.held.load(Relaxed);
+            commands.forwarded += stats.commands().map(|(_, count)| count).sum::<u64>();
+            commands.errors += stats.errors.load(Relaxed);
+        }
+        let state = self.state().clone();
+        let mut warnings = parts.warnings.clone();
+        warnings.extend(parts.journal.trouble());
+        Status {
+            version: env!("CARGO_PKG_VERSION").into(),
+            phase: state.phase,
+            authority: parts.stores.authority(),
+            since: state.since,
+            uptime_seconds: self.started.elapsed().as_secs_f64(),
+            clients,
+            commands,
+            tee: Tee { target: sink(&parts.tee.redis, 0), database: sink(&parts.tee.database, parts.counters.rejected.load(Relaxed)) },
+            sessions: Sessions {
+                source: self.census.source.load(Relaxed),
+                target: self.census.target.load(Relaxed),
+                database: self.census.database.load(Relaxed),
+                unstorable: (parts.counters.unstorable.len() as u64).max(state.verify.unstorable),
+                bypass_watch: "off".into(),
+                ..Sessions::default()
+            },
+            backfill: state.backfill,
+            verify: state.verify,
+            cutover: Cutover { ..state.cutover },
+            operation: self.operations().current.as_ref().map(|(operation, _)| operation.clone()),
+            warnings,
+        }
+    }
+
+    fn start(&self, kind: OperationKind, options: OperationOptions) -> Result<u64, Refused> {
+        self.launch(kind, options)
+    }
+
+    fn operation(&self, id: u64) -> Option<Operation> {
+        self.find_operation(id)
+    }
+
+    fn stop(&self, id: u64) -> bool {
+        self.stop_operation(id)
+    }
+
+    fn unready(&self) -> Vec<String> {
+        let mut reasons = Vec::new();
+        let (tee, state) = (&self.parts.tee, self.state());
+        let holding =
+            matches!(state.cutover.state, CutoverState::Holding | CutoverState::Draining | CutoverState::Switching);
+        if !self.parts.reachable.load(Relaxed) && !holding {
+            reasons.push(format!("the {} Redis, which is the authority, cannot be reached", state.authority));
+        }
+        for sink in tee.sinks() {
+            if sink.is_enabled() && !sink.connected.load(Relaxed) && state.phase != Phase::Finished {
+                let error = sink.last_error().unwrap_or_else(|| "not connected yet".into());
+                reasons.push(format!("the tee cannot reach the {}: {error}", sink.name.label()));
+            }
+        }
+        reasons.extend(self.parts.journal.trouble());
+        reasons
+    }
+
+    fn metrics(&self) -> String {
+        let mut out = String::new();
+        let stats = self.parts.proxy.stats();
+        let mut totals = std::collections::BTreeMap::<&str, u64>::new();
+        let (mut buckets, mut sum_us, mut upstream_errors) = (vec![0; LATENCY_BOUNDS_US.len() + 1], 0, 0);
+        for worker in stats {
+            for (command, count) in worker.commands().filter(|(_, count)| *count > 0) {
+                *totals.entry(command.entry().name).or_default() += count;
+            }
+            let (counts, sum) = worker.latency();
+            buckets.iter_mut().zip(counts).for_each(|(total, count)| *total += count);
+            sum_us += sum;
+            upstream_errors += worker.upstream_errors.load(Relaxed);
+        }
+        // Writing to a string cannot fail.
+        let _ = writeln!(out, "# TYPE sessionferry_commands_total counter");
+        for (command, count) in totals {
+            let _ = writeln!(out, "sessionferry_commands_total{{command=\"{command}\"}} {count}");
+        }
+        let _ = writeln!(out, "# TYPE sessionferry_command_seconds histogram");
+        let mut running = 0;
+        for (count, bound) in buckets.iter().zip(LATENCY_BOUNDS_US.iter().map(Some).chain([None])) {
+            running += count;
+            let bound = bound.map_or("+Inf".to_owned(), |&us| (us as f64 / 1e6).to_string());
+            let _ = writeln!(out, "sessionferry_command_seconds_bucket{{route=\"upstream\",le=\"{bound}\"}} {running}");
+        }
+        let _ = writeln!(out, "sessionferry_command_seconds_sum{{route=\"upstream\"}} {}", sum_us as f64 / 1e6);
+        let _ = writeln!(out, "sessionferry_command_seconds_count{{route=\"upstream\"}} {running}");
+        let writes = self.parts.tee.session_writes.load(Relaxed);
+        let _ = writeln!(out, "# TYPE sessionferry_session_writes_total counter");
+        let _ = writeln!(out, "sessionferry_session_writes_total{{effect=\"any\"}} {writes}");
+        let _ = writeln!(out, "# TYPE sessionferry_upstream_errors_total counter");
+        let side = self.parts.stores.authority();
+        let _ = writeln!(out, "sessionferry_upstream_errors_total{{side=\"{side}\",kind=\"connection\"}} {upstream_errors}");
+        let _ = writeln!(out, "# TYPE sessionferry_journal_bytes gauge");
+        let _ = writeln!(out, "sessionferry_journal_bytes {}", self.parts.journal.bytes());
+        out
+    }
+}
+
+fn sink(pending: &Pending, rejected: u64) -> Sink {
+    Sink {
+        connected: pending.is_enabled() && pending.connected.load(Relaxed),
+        pending: pending.len() as u64,
+        lag_seconds: pending.lag_seconds(),
+        delivered: pending.delivered.load(Relaxed),
+        retries: pending.retries.load(Relaxed),
+        dirty: pending.dirty(),
+        rejected,
+        last_error: pending.last_error(),
+        absent: !pending.is_enabled(),
+    }
+}

@@ -1,0 +1,170 @@
+//! The switch of the authority, in either direction: hold, drain, switch, release; undone when it takes too long.
+//!
+//! 1. Connections to the new authority are opened in advance, so that the hold does not wait for them.
+//! 2. Commands are held at command boundaries and the replies in flight come in.
+//! 3. The tee delivers what it has, to the other Redis and to the database.
+//! 4. The new authority is made durable. This one file replacement is the switch: a crash before it comes back to the
+//!    old authority, a crash after it to the new one, and both hold the same sessions at that moment.
+//! 5. Commands go on, at the new authority.
+
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use super::{Controller, End};
+use crate::status::{Authority, CutoverState, OperationKind, OperationOptions, Phase};
+
+/// Before commands are held, the tee may take this long to become nearly empty.
+const PRE_DRAIN: Duration = Duration::from_secs(10);
+/// Pending writes that a hold can deliver in a moment.
+const NEARLY_EMPTY: usize = 200;
+const DRAIN_POLL: Duration = Duration::from_micros(500);
+
+impl Controller {
+    pub(super) async fn run_switch(&self, kind: OperationKind, options: OperationOptions) -> End {
+        let to = match kind {
+            OperationKind::Rollback => Authority::Source,
+            _ => Authority::Target,
+        };
+        self.progress(0, None, "asking what it depends on");
+        let checks = self.checks(to, options.force).await;
+        let plan = json!({
+            "authority_now": to.other(), "authority_then": to, "max_hold_seconds": self.parts.max_hold.as_secs_f64(),
+            "steps": ["connect to the new authority", "hold new commands", "wait for replies in flight",
+                      "deliver pending writes", "make the new authority durable", "release"],
+            "checks": checks, "dry_run": options.dry_run,
+        });
+        let failed: Vec<String> =
+            checks.iter().filter(|c| !c.ok).map(|c| format!("{}: {}", c.check, c.detail)).collect();
+        if !failed.is_empty() {
+            return End::Failed(format!("refused, nothing was changed: {}", failed.join("; ")), plan);
+        }
+        if options.dry_run {
+            return End::Done(plan);
+        }
+        let phase_before = self.state().phase;
+        let result = self.switch(to).await;
+        let mut report = plan;
+        match result {
+            Ok(hold) => {
+                report["hold_seconds"] = json!(hold.as_secs_f64());
+                tracing::info!(authority = %to, hold_ms = hold.as_secs_f64() * 1000.0, "the authority is switched");
+                End::Done(report)
+            }
+            Err((reason, hold)) => {
+                self.update(|state| {
+                    state.cutover.state = CutoverState::Undone;
+                    state.cutover.reason = Some(reason.clone());
+                    state.cutover.hold_seconds = hold.map(|hold| hold.as_secs_f64());
+                    state.phase = phase_before;
+                });
+                End::Failed(format!("undone, the {} is still the authority: {reason}", to.other()), report)
+            }
+        }
+    }
+
+    /// Answers how long commands were held. Where it fails, everything is as it was.
+    async fn switch(&self, to: Authority) -> Result<Duration, (String, Option<Duration>)> {
+        let proxy = &self.parts.proxy;
+        self.progress(0, None, "connecting to the new authority");
+        proxy.prepare(to).await.map_err(|error| (error.to_string(), None))?;
+        self.pre_drain().await;
+
+        let start = Instant::now();
+        let deadline = start + self.parts.max_hold;
+        self.note_step(CutoverState::Holding, "holding new commands");
+        let drained = match proxy.hold(deadline).await {
+            Ok(()) => {
+                self.note_step(CutoverState::Draining, "delivering pending writes");
+                self.drain(deadline).await
+            }
+            Err(error) => Err(error.to_string()),
+        };
+        let switched = match drained {
+            Ok(()) => {
+                self.note_step(CutoverState::Switching, "switching");
+                self.make_durable(to, start).map_err(|error| error.to_string())
+            }
+            Err(error) => Err(error),
+        };
+        if switched.is_ok() {
+            self.parts.stores.switch(to);
+        }
+        proxy.release(self.parts.stores.authority()).await;
+        let hold = start.elapsed();
+        self.set_hold(hold);
+        match switched {
+            Ok(()) => {
+                self.update(|state| state.cutover.hold_seconds = Some(hold.as_secs_f64()));
+                Ok(hold)
+            }
+            Err(reason) => Err((reason, Some(hold))),
+        }
+    }
+
+    fn note_step(&self, at: CutoverState, message: &str) {
+        {
+            let mut state = self.state();
+            state.cutover.state = at;
+            state.phase = Phase::CuttingOver;
+        }
+        self.progress(0, None, message);
+    }
+
+    /// Writes that can be delivered before the hold need not be waited for in it.
+    async fn pre_drain(&self) {
+        let tee = &self.parts.tee;
+        let end = Instant::now() + PRE_DRAIN;
+        while tee.sinks().iter().any(|sink| sink.len() > NEARLY_EMPTY) && Instant::now() < end {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    async fn drain(&self, deadline: Instant) -> Result<(), String> {
+        let hurry = &self.parts.counters.hurry;
+        hurry.store(true, Relaxed);
+        let mut result = Ok(());
+        while !self.parts.tee.is_drained() {
+            if Instant::now() >= deadline {
+                result = Err(self.still_pending());
+                break;
+            }
+            tokio::time::sleep(DRAIN_POLL).await;
+        }
+        hurry.store(false, Relaxed);
+        result
+    }
+
+    fn still_pending(&self) -> String {
+        let waiting: Vec<String> = self
+            .parts
+            .tee
+            .sinks()
+            .iter()
+            .filter(|sink| !sink.is_empty())
+            .map(|sink| {
+                let error = sink.last_error().map(|error| format!(" ({error})")).unwrap_or_default();
+                format!("{} writes to the {}{error}", sink.len(), sink.name.label())
+            })
+            .collect();
+        format!("still pending after max_hold of {:.1} s: {}", self.parts.max_hold.as_secs_f64(), waiting.join(", "))
+    }
+
+    /// The switch itself. Where saving fails the old state stands, on disk and in memory.
+    fn make_durable(&self, to: Authority, start: Instant) -> Result<(), super::state::StateError> {
+        let mut state = self.state();
+        let mut next = state.clone();
+        next.authority = to;
+        next.cutover.state = CutoverState::Done;
+        next.cutover.reason = None;
+        next.cutover.hold_seconds = Some(start.elapsed().as_secs_f64());
+        next.enter(match to {
+            Authority::Target => Phase::CutOver,
+            Authority::Source => Phase::Synced,
+        });
+        self.parts.data_dir.save(&next)?;
+        *state = next;
+        Ok(())
+    }
+}
