@@ -15,6 +15,8 @@ use sessionferry::sink::redis::Role;
 use sessionferry::sink::{Database, DatabaseErrorKind, DatabaseOptions, Row};
 use sessionferry::sink::{RedisStore, RedisWrite, StoreErrorKind, Stored};
 
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
 #[path = "sinks/servers.rs"]
 mod servers;
 use servers::{Mariadb, Postgres, Redis};
@@ -342,23 +344,63 @@ async fn a_restarted_redis_is_connected_to_again() {
     );
     redis.start_again();
     assert_eq!(store.read(&keys(&["a"])).await.unwrap(), [Stored::Absent]);
+    // Where nothing was asked while it was away, no error is seen at all.
+    redis.stop();
+    redis.start_again();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    store.write(&[put("a", "1", Deadline::Never)]).await.unwrap();
+}
+
+/// A network that holds back what its first connection sends, once told to, until it is told to let go.
+struct Relay {
+    url: String,
+    hold: tokio::sync::watch::Sender<bool>,
+}
+
+impl Relay {
+    async fn start(port: u16) -> Relay {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("redis://{}", listener.local_addr().unwrap());
+        let (hold, held) = tokio::sync::watch::channel(false);
+        tokio::spawn(async move {
+            let mut held = Some(held);
+            while let Ok((client, _)) = listener.accept().await {
+                let server = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+                tokio::spawn(Self::carry(client, server, held.take()));
+            }
+        });
+        Relay { url, hold }
+    }
+
+    async fn carry(
+        client: tokio::net::TcpStream,
+        server: tokio::net::TcpStream,
+        mut held: Option<tokio::sync::watch::Receiver<bool>>,
+    ) {
+        let (mut from_client, mut to_client) = client.into_split();
+        let (mut from_server, mut to_server) = server.into_split();
+        tokio::spawn(async move { tokio::io::copy(&mut from_server, &mut to_client).await });
+        let mut buffer = vec![0; 1 << 16];
+        while let Ok(count @ 1..) = from_client.read(&mut buffer).await {
+            if let Some(held) = &mut held {
+                held.wait_for(|held| !held).await.unwrap();
+            }
+            let _late = to_server.write_all(&buffer[..count]).await;
+        }
+    }
 }
 
 #[tokio::test]
 async fn a_write_that_timed_out_never_lands_on_a_newer_one() {
     let redis = Redis::start(&[]);
-    let store = store(&redis.url());
+    let relay = Relay::start(redis.port()).await;
+    let store = store(&relay.url);
     store.connect().await.unwrap();
-    redis.signal("STOP");
+    relay.hold.send(true).unwrap();
     let error = store.write(&[put("a", "older", Deadline::Never)]).await.unwrap_err();
     assert_eq!(error.kind(), StoreErrorKind::Timeout, "{error}");
-    let newer = {
-        let store = store.clone();
-        tokio::spawn(async move { store.write(&[put("a", "newer", Deadline::Never)]).await })
-    };
-    tokio::time::sleep(Duration::from_millis(500)).await;
-    redis.signal("CONT");
-    newer.await.unwrap().unwrap();
+    store.write(&[put("a", "newer", Deadline::Never)]).await.unwrap();
+    relay.hold.send(false).unwrap();
     tokio::time::sleep(Duration::from_millis(300)).await;
     let found = store.read(&keys(&["a"])).await.unwrap();
     assert_eq!(
@@ -368,11 +410,6 @@ async fn a_write_that_timed_out_never_lands_on_a_newer_one() {
             deadline: Deadline::Never
         }]
     );
-    let redis::Value::BulkString(clients) = raw(&redis.url(), &["CLIENT", "LIST"]).await else {
-        panic!()
-    };
-    let ours = String::from_utf8(clients).unwrap().matches("name=sessionferry").count();
-    assert_eq!(ours, 1, "the connection that was given up is gone");
 }
 
 // ---- databases ----

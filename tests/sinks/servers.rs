@@ -125,8 +125,8 @@ impl Redis {
         self.dir.path().join("r.sock")
     }
 
-    pub(super) fn signal(&self, name: &str) {
-        signal(&self.child, name);
+    pub(super) fn port(&self) -> u16 {
+        self.port
     }
 
     pub(super) fn stop(&mut self) {
