@@ -495,12 +495,14 @@ async fn check_database_round_trip(url: &str, table: &str, use_tz: bool) {
     assert_eq!(database.count(0).await.unwrap(), 0);
 }
 
-/// Batches that overlap and want the rows in other orders must all get through: deadlocks and locks are tried again.
+/// Batches that overlap and want the rows in other orders must all get through, those of one store (they wait for each other)
+/// and those of several (deadlocks and locks are tried again).
 async fn check_writers_side_by_side(url: &str, table: &str) {
-    let database = Database::open(url, options(table, true)).unwrap();
+    let databases = [0, 1].map(|_| Database::open(url, options(table, true)).unwrap());
+    let database = &databases[0];
     let mut writers = tokio::task::JoinSet::new();
     for writer in 0..6_i64 {
-        let database = database.clone();
+        let database = databases[writer as usize % databases.len()].clone();
         writers.spawn(async move {
             for round in 0..8_i64 {
                 let rows: Vec<Row> = (0..60)
@@ -889,6 +891,42 @@ mod mariadb {
         raw(&server, &format!("CREATE TABLE side {TABLE}")).await;
         check_writers_side_by_side(&server.url(), "side").await;
     }
+}
+
+#[tokio::test]
+async fn a_mute_database_is_a_timeout() {
+    let mute = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = mute.local_addr().unwrap();
+    let began = std::time::Instant::now();
+    let (postgres, mysql) = (
+        format!("postgres://u:hunter2@{address}/x"),
+        format!("mysql://u:hunter2@{address}/x"),
+    );
+    futures_util::join!(
+        check_refused(&postgres, DatabaseErrorKind::Timeout),
+        check_refused(&mysql, DatabaseErrorKind::Timeout)
+    );
+    assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
+}
+
+#[tokio::test]
+async fn mariadb_read_only_is_reported() {
+    let server = Mariadb::alone();
+    let mut raw = <sqlx::MySqlConnection as sqlx::Connection>::connect(&server.url())
+        .await
+        .unwrap();
+    for sql in [
+        "CREATE TABLE t (session_key varchar(40) PRIMARY KEY, session_data longtext NOT NULL, expire_date datetime(6) NOT NULL)",
+        "CREATE USER 'web'@'%' IDENTIFIED BY 'pw'",
+        "GRANT SELECT, INSERT, UPDATE, DELETE ON site.* TO 'web'@'%'",
+        "SET GLOBAL read_only = 1",
+    ] {
+        sqlx::Executor::execute(&mut raw, sql).await.unwrap();
+    }
+    let database = Database::open(&server.url().replace("ferry:pass", "web:pw"), options("t", true)).unwrap();
+    assert!(database.inspect().await.unwrap().problems[0].contains("read-only"));
+    let error = database.apply(&[row("a", "b", 0)], &[]).await.unwrap_err();
+    assert_eq!(error.kind(), DatabaseErrorKind::ReadOnly, "{error}");
 }
 
 #[test]

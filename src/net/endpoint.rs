@@ -63,7 +63,9 @@ pub enum EndpointError {
     RelativePath,
     #[error("the URL has a fragment; percent-encode '#' as %23 where it is part of a password")]
     Fragment,
-    #[error("the URL has a parameter that is not known; only db=N is")]
+    #[error(
+        "the URL has a parameter that is not known, only db=N is; percent-encode '?' as %3F where it is part of a password"
+    )]
     UnknownParameter,
 }
 

@@ -117,7 +117,12 @@ impl Dialect for Mysql {
     }
 
     async fn inspect(&self, on: &mut MySqlConnection) -> Result<TableReport, sqlx::Error> {
-        let version: String = sqlx::query_scalar("SELECT VERSION()").fetch_one(&mut *on).await?;
+        let about = sqlx::query("SELECT VERSION(), CAST(@@global.read_only AS CHAR)")
+            .fetch_one(&mut *on)
+            .await?;
+        let version: String = about.try_get(0)?;
+        // 0 or 1, and a word in the newest versions.
+        let writable = ["0", "OFF"].contains(&about.try_get_unchecked::<String, _>(1)?.as_str());
         let server = if version.contains("MariaDB") {
             version
         } else {
@@ -165,6 +170,11 @@ impl Dialect for Mysql {
         }
         report.exists = true;
         report.problems = problems(&columns, &["datetime"]);
+        if !writable {
+            report
+                .problems
+                .push("the server is read-only, most likely a replica; name the primary".to_owned());
+        }
         let engine = text(&about, 0)?;
         if !["InnoDB", "XtraDB", "RocksDB", "ndbcluster", ""].contains(&engine.as_str()) {
             report.problems.push(format!(

@@ -102,6 +102,12 @@ struct Slot {
     failed: Option<(Instant, StoreError)>,
 }
 
+impl fmt::Debug for RedisStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "RedisStore({})", self.inner.endpoint)
+    }
+}
+
 impl RedisStore {
     /// Does not connect yet.
     pub fn new(endpoint: Endpoint) -> Self {

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use ::redis::aio::MultiplexedConnection;
 use ::redis::{AsyncConnectionConfig, Pipeline, RedisConnectionInfo, Value, cmd};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
@@ -85,43 +86,46 @@ impl Link {
                 "rediss:// needs TLS, which this build does not have",
             ));
         }
-        // No credentials, no database: the crate then sends nothing by itself.
-        let info = RedisConnectionInfo::default().set_skip_set_lib_name();
-        let config = AsyncConnectionConfig::new().set_response_timeout(Some(RESPONSE_TIMEOUT));
-        let broken = |error| Fault::transport(&error);
-        let (connection, driver) = match &endpoint.address {
+        let mut link = match &endpoint.address {
             Address::Tcp { host, port } => {
                 let stream = TcpStream::connect((host.as_str(), *port))
                     .await
                     .map_err(|e| Fault::connecting(&e))?;
                 let options = stream.set_nodelay(true).and_then(|()| stream.set_zero_linger());
                 options.map_err(|e| Fault::connecting(&e))?;
-                let (connection, driver) = MultiplexedConnection::new_with_config(&info, stream, config)
-                    .await
-                    .map_err(broken)?;
-                (connection, tokio::spawn(driver).abort_handle())
+                Self::over(stream).await?
             }
             Address::Unix(path) => {
                 let stream = UnixStream::connect(path).await.map_err(|e| Fault::connecting(&e))?;
-                let (connection, driver) = MultiplexedConnection::new_with_config(&info, stream, config)
-                    .await
-                    .map_err(broken)?;
-                (connection, tokio::spawn(driver).abort_handle())
+                Self::over(stream).await?
             }
         };
+        link.set_up(endpoint).await?;
+        Ok(link)
+    }
+
+    /// Any stream will do: TLS would come in here.
+    async fn over<S>(stream: S) -> Result<Link, Fault>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        // No credentials, no database: the crate then sends nothing by itself.
+        let info = RedisConnectionInfo::default().set_skip_set_lib_name();
+        let config = AsyncConnectionConfig::new().set_response_timeout(Some(RESPONSE_TIMEOUT));
+        let made = MultiplexedConnection::new_with_config(&info, stream, config).await;
+        let (connection, driver) = made.map_err(|error| Fault::transport(&error))?;
+        let driver = tokio::spawn(driver).abort_handle();
         let identity = Identity {
             run_id: None,
             client_id: None,
         };
-        let mut link = Link {
+        Ok(Link {
             connection,
             driver,
             identity,
             pxat: false,
             pexpiretime: false,
-        };
-        link.set_up(endpoint).await?;
-        Ok(link)
+        })
     }
 
     /// Logs in, selects the database and learns what the server can do.
