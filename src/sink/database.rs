@@ -27,7 +27,8 @@ use super::sqlite::Sqlite;
 pub struct Row {
     pub session_key: String,
     pub session_data: String,
-    /// When the session ends, ms since the epoch. Kept from 1970 to 9999; what lies outside is stored as the nearer end.
+    /// When the session ends, ms since the epoch. Kept from 1970 to 9999; what lies outside is stored as the nearer
+    /// end.
     pub expire_ms: i64,
 }
 
@@ -62,14 +63,14 @@ pub struct TableReport {
 
 /// One database, connected to when first needed. A clone shares the connections.
 ///
-/// Every method ends in bounded time: [`CONNECT_TIMEOUT`] plus [`OPERATION_TIMEOUT`] for a try, further ones only where the first
-/// met a lock and [`BUSY_LIMIT`] is not over, at most [`BUSY_RETRIES`]. All may be cancelled; a transaction that is cancelled or times out is undone by the server, unless its commit was
-/// already on the way.
+/// Every method ends in bounded time: [`CONNECT_TIMEOUT`] plus [`OPERATION_TIMEOUT`] for a try, further ones only where
+/// the first met a lock and [`BUSY_LIMIT`] is not over, at most [`BUSY_RETRIES`]. All may be cancelled; a transaction
+/// that is cancelled or times out is undone by the server, unless its commit was already on the way.
 #[derive(Clone)]
 pub struct Database {
     backend: Arc<Backend>,
-    /// One batch at a time: batches of ours that overlap would deadlock (PostgreSQL finds that out after a second), and what is
-    /// gained side by side is less than what larger batches gain.
+    /// One batch at a time: batches of ours that overlap would deadlock (PostgreSQL finds that out after a second), and
+    /// what is gained side by side is less than what larger batches gain.
     writer: Arc<Mutex<()>>,
 }
 
@@ -112,7 +113,8 @@ impl fmt::Debug for Database {
 }
 
 impl Database {
-    /// Takes `sqlite://path?mode=rwc`, `postgres://`, `postgresql://`, `mysql://` and `mariadb://`. Does not connect yet.
+    /// Takes `sqlite://path?mode=rwc`, `postgres://`, `postgresql://`, `mysql://` and `mariadb://`. Does not connect
+    /// yet.
     pub fn open(url: &str, options: DatabaseOptions) -> Result<Database, DatabaseError> {
         let refuse = |name: &str, what: &str| DatabaseError::new(DatabaseErrorKind::Other, name, "open", what);
         let bad_url = |scheme: &str| {
@@ -188,8 +190,8 @@ impl Database {
 
     /// Writes and deletes rows in one transaction: all or nothing. May be repeated. Batches wait for each other.
     ///
-    /// No key may come twice, neither among `upserts` nor among `deletes` nor in both: which one would win differs between the
-    /// databases, and PostgreSQL refuses it.
+    /// No key may come twice, neither among `upserts` nor among `deletes` nor in both: which one would win differs
+    /// between the databases, and PostgreSQL refuses it.
     pub async fn apply(&self, upserts: &[Row], deletes: &[String]) -> Result<(), DatabaseError> {
         if upserts.is_empty() && deletes.is_empty() {
             return Ok(());
@@ -212,10 +214,11 @@ impl Database {
         on_backend!(self, "fetch", fetch(&keys))
     }
 
-    /// Up to `limit` keys of rows that end after `now_ms`, behind `after` (empty: from the start). Shorter than `limit`: the end.
+    /// Up to `limit` keys of rows that end after `now_ms`, behind `after` (empty: from the start). Shorter than
+    /// `limit`: the end.
     ///
-    /// The order is the database's own (a collation's, without regard to case on MySQL): pass the last key of one page to get the
-    /// next, and compare keys in no other way.
+    /// The order is the database's own (a collation's, without regard to case on MySQL): pass the last key of one page
+    /// to get the next, and compare keys in no other way.
     pub async fn page(&self, after: &str, limit: u32, now_ms: i64) -> Result<Vec<String>, DatabaseError> {
         on_backend!(self, "page", page(after, limit, now_ms))
     }

@@ -1,9 +1,9 @@
 //! One connection to a Redis: made, set up, given up.
 //!
-//! The stream is our own and not the crate's client, for two reasons: each step of the set-up keeps its own error, and a
-//! connection that is given up must not deliver anything any more. With `SO_LINGER` 0 the kernel throws away what it has not
-//! sent, and `CLIENT KILL` on the next connection makes the server throw away what it has not read. Without this, a write that
-//! timed out on a stalled server could be executed after the newer write that replaced it.
+//! The stream is our own and not the crate's client, for two reasons: each step of the set-up keeps its own error, and
+//! a connection that is given up must not deliver anything any more. With `SO_LINGER` 0 the kernel throws away what it
+//! has not sent, and `CLIENT KILL` on the next connection makes the server throw away what it has not read. Without
+//! this, a write that timed out on a stalled server could be executed after the newer write that replaced it.
 
 use std::time::Duration;
 
@@ -17,8 +17,8 @@ use tokio::time::timeout;
 use super::error::{Fault, StoreErrorKind};
 use crate::net::endpoint::{Address, Endpoint};
 
-/// For the name look-up, the TCP handshake and the set-up together. A healthy Redis needs milliseconds; under Django's own
-/// reply timeout of 5 s.
+/// For the name look-up, the TCP handshake and the set-up together. A healthy Redis needs milliseconds; under Django's
+/// own reply timeout of 5 s.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// For the replies to one pipeline. redis-py's default under Django, so that neither side gives up first for no reason.
@@ -64,7 +64,8 @@ impl Drop for Link {
 }
 
 impl Link {
-    /// Connects within `CONNECT_TIMEOUT` and makes sure that nothing of the connections in `abandoned` is still to come.
+    /// Connects within `CONNECT_TIMEOUT` and makes sure that nothing of the connections in `abandoned` is still to
+    /// come.
     pub(super) async fn open(endpoint: &Endpoint, abandoned: &[Identity]) -> Result<Link, Fault> {
         let opening = async {
             let link = Self::connect(endpoint).await?;
@@ -168,8 +169,8 @@ impl Link {
         Ok(())
     }
 
-    /// Kills what is left of earlier connections on this same server process. Ids start anew with a process, so one of another
-    /// process is not ours to kill, and nothing of it is left either.
+    /// Kills what is left of earlier connections on this same server process. Ids start anew with a process, so one of
+    /// another process is not ours to kill, and nothing of it is left either.
     async fn bury(&self, abandoned: &[Identity]) -> Result<(), Fault> {
         let mut sure = true;
         for old in abandoned {
