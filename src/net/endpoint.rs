@@ -1,7 +1,7 @@
 //! Where a Redis is and how to get in: `redis://[user:pass@]host:port[/db]`, `rediss://`, `unix:/path`.
 //!
-//! Written by hand, not with the `url` crate: a password with a `#` or a `/` in it is the commonest mistake in these URLs, and
-//! the parse must never repeat it in an error.
+//! Written by hand, not with the `url` crate: a password with a `#` or a `/` in it is the commonest mistake in these
+//! URLs, and the parse must never repeat it in an error.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -63,13 +63,16 @@ pub enum EndpointError {
     RelativePath,
     #[error("the URL has a fragment; percent-encode '#' as %23 where it is part of a password")]
     Fragment,
-    #[error("the URL has a parameter that is not known; only db=N is")]
+    #[error(
+        "the URL has a parameter that is not known, only db=N is; percent-encode '?' as %3F where it is part of a password"
+    )]
     UnknownParameter,
 }
 
 impl Endpoint {
     /// Parses `redis://[[user]:pass@]host[:port][/db]`, `rediss://` (TLS), `unix:/path[?db=N]` and
-    /// `unix://[[user]:pass@]/path[?db=N]`. Credentials and paths are percent-decoded. `?db=N` is also taken after a host.
+    /// `unix://[[user]:pass@]/path[?db=N]`. Credentials and paths are percent-decoded. `?db=N` is also taken after a
+    /// host.
     pub fn parse(url: &str) -> Result<Endpoint, EndpointError> {
         let url = url.trim();
         if url.is_empty() {

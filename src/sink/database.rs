@@ -9,10 +9,11 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
+use tokio::sync::Mutex;
 use tokio::time::timeout;
 
 pub use self::error::{DatabaseError, DatabaseErrorKind};
-pub use self::lanes::{BUSY_RETRIES, CONNECT_TIMEOUT, CONNECTIONS_MAX, OPERATION_TIMEOUT};
+pub use self::lanes::{BUSY_LIMIT, BUSY_RETRIES, CONNECT_TIMEOUT, CONNECTIONS_MAX, OPERATION_TIMEOUT};
 pub use super::schema::SESSION_KEY_MAX;
 
 use self::lanes::{Dialect, Lanes};
@@ -26,7 +27,8 @@ use super::sqlite::Sqlite;
 pub struct Row {
     pub session_key: String,
     pub session_data: String,
-    /// When the session ends, ms since the epoch. Kept from 1970 to 9999; what lies outside is stored as the nearer end.
+    /// When the session ends, ms since the epoch. Kept from 1970 to 9999; what lies outside is stored as the nearer
+    /// end.
     pub expire_ms: i64,
 }
 
@@ -61,12 +63,15 @@ pub struct TableReport {
 
 /// One database, connected to when first needed. A clone shares the connections.
 ///
-/// Every method ends in bounded time: [`CONNECT_TIMEOUT`] plus [`OPERATION_TIMEOUT`] for each of at most [`BUSY_RETRIES`] + 1
-/// tries. All may be cancelled; a transaction that is cancelled or times out is undone by the server, unless its commit was
-/// already on the way.
+/// Every method ends in bounded time: [`CONNECT_TIMEOUT`] plus [`OPERATION_TIMEOUT`] for a try, further ones only where
+/// the first met a lock and [`BUSY_LIMIT`] is not over, at most [`BUSY_RETRIES`]. All may be cancelled; a transaction
+/// that is cancelled or times out is undone by the server, unless its commit was already on the way.
 #[derive(Clone)]
 pub struct Database {
     backend: Arc<Backend>,
+    /// One batch at a time: batches of ours that overlap would deadlock (PostgreSQL finds that out after a second), and
+    /// what is gained side by side is less than what larger batches gain.
+    writer: Arc<Mutex<()>>,
 }
 
 enum Backend {
@@ -101,8 +106,15 @@ macro_rules! on_backend {
     };
 }
 
+impl fmt::Debug for Database {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Database({})", self.name())
+    }
+}
+
 impl Database {
-    /// Takes `sqlite://path?mode=rwc`, `postgres://`, `postgresql://`, `mysql://` and `mariadb://`. Does not connect yet.
+    /// Takes `sqlite://path?mode=rwc`, `postgres://`, `postgresql://`, `mysql://` and `mariadb://`. Does not connect
+    /// yet.
     pub fn open(url: &str, options: DatabaseOptions) -> Result<Database, DatabaseError> {
         let refuse = |name: &str, what: &str| DatabaseError::new(DatabaseErrorKind::Other, name, "open", what);
         let bad_url = |scheme: &str| {
@@ -145,6 +157,7 @@ impl Database {
         };
         Ok(Database {
             backend: Arc::new(backend),
+            writer: Arc::default(),
         })
     }
 
@@ -175,15 +188,16 @@ impl Database {
         }
     }
 
-    /// Writes and deletes rows in one transaction: all or nothing. May be repeated.
+    /// Writes and deletes rows in one transaction: all or nothing. May be repeated. Batches wait for each other.
     ///
-    /// No key may come twice, neither among `upserts` nor among `deletes` nor in both: which one would win differs between the
-    /// databases, and PostgreSQL refuses it.
+    /// No key may come twice, neither among `upserts` nor among `deletes` nor in both: which one would win differs
+    /// between the databases, and PostgreSQL refuses it.
     pub async fn apply(&self, upserts: &[Row], deletes: &[String]) -> Result<(), DatabaseError> {
         if upserts.is_empty() && deletes.is_empty() {
             return Ok(());
         }
-        // Everyone locks rows in the same order, so that two batches rarely deadlock.
+        let _writer = self.writer.lock().await;
+        // Rows are locked in the same order by every process, so that two of them rarely deadlock.
         let mut upserts: Vec<&Row> = upserts.iter().collect();
         upserts.sort_unstable_by(|a, b| a.session_key.cmp(&b.session_key));
         let deletes = sorted(deletes);
@@ -200,10 +214,11 @@ impl Database {
         on_backend!(self, "fetch", fetch(&keys))
     }
 
-    /// Up to `limit` keys of rows that end after `now_ms`, behind `after` (empty: from the start). Shorter than `limit`: the end.
+    /// Up to `limit` keys of rows that end after `now_ms`, behind `after` (empty: from the start). Shorter than
+    /// `limit`: the end.
     ///
-    /// The order is the database's own (a collation's, without regard to case on MySQL): pass the last key of one page to get the
-    /// next, and compare keys in no other way.
+    /// The order is the database's own (a collation's, without regard to case on MySQL): pass the last key of one page
+    /// to get the next, and compare keys in no other way.
     pub async fn page(&self, after: &str, limit: u32, now_ms: i64) -> Result<Vec<String>, DatabaseError> {
         on_backend!(self, "page", page(after, limit, now_ms))
     }

@@ -1,4 +1,5 @@
-//! MySQL and MariaDB. `expire_date` is a `datetime(6)` without a zone; the key's collation usually ignores case, Redis does not.
+//! MySQL and MariaDB. `expire_date` is a `datetime(6)` without a zone; the key's collation usually ignores case, Redis
+//! does not.
 
 use std::collections::HashMap;
 use std::str::FromStr;
@@ -11,8 +12,8 @@ use super::database::lanes::Dialect;
 use super::database::{DatabaseErrorKind, Row, TableReport};
 use super::schema::{Calendar, Column, Table, problems};
 
-/// Strict: a value that does not fit is an error and not cut. READ COMMITTED: as Django has it, and with fewer locks between
-/// rows. A lock that is not had in 3 s is given up (and tried again): below the time limit of the operation.
+/// Strict: a value that does not fit is an error and not cut. READ COMMITTED: as Django has it, and with fewer locks
+/// between rows. A lock that is not had in 3 s is given up (and tried again): below the time limit of the operation.
 const SET_UP: &str = "SET SESSION sql_mode = 'STRICT_TRANS_TABLES,NO_ENGINE_SUBSTITUTION', \
                       SESSION innodb_lock_wait_timeout = 3";
 const READ_COMMITTED: &str = "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED";
@@ -117,7 +118,12 @@ impl Dialect for Mysql {
     }
 
     async fn inspect(&self, on: &mut MySqlConnection) -> Result<TableReport, sqlx::Error> {
-        let version: String = sqlx::query_scalar("SELECT VERSION()").fetch_one(&mut *on).await?;
+        let about = sqlx::query("SELECT VERSION(), CAST(@@global.read_only AS CHAR)")
+            .fetch_one(&mut *on)
+            .await?;
+        let version: String = about.try_get(0)?;
+        // 0 or 1, and a word in the newest versions.
+        let writable = ["0", "OFF"].contains(&about.try_get_unchecked::<String, _>(1)?.as_str());
         let server = if version.contains("MariaDB") {
             version
         } else {
@@ -165,6 +171,11 @@ impl Dialect for Mysql {
         }
         report.exists = true;
         report.problems = problems(&columns, &["datetime"]);
+        if !writable {
+            report
+                .problems
+                .push("the server is read-only, most likely a replica; name the primary".to_owned());
+        }
         let engine = text(&about, 0)?;
         if !["InnoDB", "XtraDB", "RocksDB", "ndbcluster", ""].contains(&engine.as_str()) {
             report.problems.push(format!(
@@ -241,7 +252,8 @@ impl Dialect for Mysql {
         limit: u32,
         now_ms: i64,
     ) -> Result<Vec<String>, sqlx::Error> {
-        // Comparison and order both use the column's collation, under which the primary key is unique: no key is skipped.
+        // Comparison and order both use the column's collation, under which the primary key is unique: no key is
+        // skipped.
         let sql = format!(
             "SELECT session_key FROM {} WHERE session_key > ? AND expire_date > ? ORDER BY session_key LIMIT ?",
             self.quoted

@@ -1,7 +1,8 @@
 //! PostgreSQL. `expire_date` is an instant, so no time zone setting matters.
 //!
-//! Every operation is one transaction with its own limits and no named statement: that works through PgBouncer's transaction mode
-//! too, where the next transaction may run on another server connection, and startup parameters are refused.
+//! Every operation is one transaction with its own limits and no named statement: that works through PgBouncer's
+//! transaction mode too, where the next transaction may run on another server connection, and startup parameters are
+//! refused.
 
 use std::collections::HashMap;
 use std::str::FromStr;
@@ -14,8 +15,8 @@ use super::database::lanes::Dialect;
 use super::database::{DatabaseErrorKind, Row, TableReport};
 use super::schema::{Column, Table, instant, problems};
 
-/// A lock that is not had in 3 s is given up (and tried again): below the time limit of the operation. A transaction whose client
-/// vanished must not keep its locks.
+/// A lock that is not had in 3 s is given up (and tried again): below the time limit of the operation. A transaction
+/// whose client vanished must not keep its locks.
 const BEGIN: &str = "BEGIN; SET LOCAL lock_timeout = '3s'; SET LOCAL statement_timeout = '12s'; \
                      SET LOCAL idle_in_transaction_session_timeout = '20s'";
 /// Rows in one statement; arrays have no limit, messages of 1 GB do.

@@ -82,8 +82,8 @@ impl fmt::Debug for RedisWrite {
 
 /// One Redis, connected to when first needed and again after an error. A clone shares the connection.
 ///
-/// Every method ends within [`CONNECT_TIMEOUT`] plus [`RESPONSE_TIMEOUT`] per pipeline. All may be cancelled: a write that was
-/// sent and not awaited is still executed before any later write of the same store.
+/// Every method ends within [`CONNECT_TIMEOUT`] plus [`RESPONSE_TIMEOUT`] per pipeline. All may be cancelled: a write
+/// that was sent and not awaited is still executed before any later write of the same store.
 #[derive(Clone)]
 pub struct RedisStore {
     inner: Arc<Inner>,
@@ -100,6 +100,12 @@ struct Slot {
     abandoned: Vec<Identity>,
     /// The last attempt to connect that failed, for those who waited for it.
     failed: Option<(Instant, StoreError)>,
+}
+
+impl fmt::Debug for RedisStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "RedisStore({})", self.inner.endpoint)
+    }
 }
 
 impl RedisStore {
@@ -129,8 +135,9 @@ impl RedisStore {
         self.command("ping", &pipeline).await
     }
 
-    /// Values and deadlines of `keys`, in their order. Each pair is read in one transaction, so that the two belong together.
-    /// Where the server is older than 7.0, or does not tell its version, deadlines may be a few milliseconds early.
+    /// Values and deadlines of `keys`, in their order. Each pair is read in one transaction, so that the two belong
+    /// together. Where the server is older than 7.0, or does not tell its version, deadlines may be a few milliseconds
+    /// early.
     pub async fn read(&self, keys: &[Bytes]) -> Result<Vec<Stored>, StoreError> {
         const OPERATION: &str = "read";
         let mut found = Vec::with_capacity(keys.len());
@@ -222,7 +229,8 @@ impl RedisStore {
         Ok(found)
     }
 
-    /// Writes a key that ends after a second, and deletes it: tells a read-only replica, a full server, a missing permission.
+    /// Writes a key that ends after a second, and deletes it: tells a read-only replica, a full server, a missing
+    /// permission.
     pub async fn write_probe(&self, key: &str) -> Result<(), StoreError> {
         let mut pipeline = Pipeline::new();
         pipeline.cmd("SET").arg(key).arg("probe").arg("PX").arg(1000);

@@ -1,7 +1,7 @@
 //! The session table as Django makes it: its name, its columns, and how `expire_date` is written.
 //!
-//! Established by running Django: with `USE_TZ` SQLite and MySQL hold UTC without saying so, without it the local time of
-//! `TIME_ZONE`; PostgreSQL holds the instant either way.
+//! Established by running Django: with `USE_TZ` SQLite and MySQL hold UTC without saying so, without it the local time
+//! of `TIME_ZONE`; PostgreSQL holds the instant either way.
 
 use chrono::{DateTime, Days, LocalResult, NaiveDateTime, Offset, TimeDelta, TimeZone, Utc};
 use chrono_tz::Tz;
@@ -72,8 +72,9 @@ impl Calendar {
         }
     }
 
-    /// The instant at which the wall clock reads `naive`, ms since the epoch. An hour that comes twice a year is taken the second
-    /// time, so that no session ends early; in one that never comes, clocks are taken as not yet set forward, as Python does.
+    /// The instant at which the wall clock reads `naive`, ms since the epoch. An hour that comes twice a year is taken
+    /// the second time, so that no session ends early; in one that never comes, clocks are taken as not yet set
+    /// forward, as Python does.
     pub(super) fn millis(self, naive: NaiveDateTime) -> i64 {
         let Some(zone) = self.zone else {
             return naive.and_utc().timestamp_millis();

@@ -148,7 +148,8 @@ impl Dialect for Sqlite {
     }
 
     async fn apply(&self, on: &mut SqliteConnection, upserts: &[&Row], deletes: &[&str]) -> Result<(), sqlx::Error> {
-        // IMMEDIATE takes the write lock now and waits for it; a lock wanted later fails at once where another writer is ahead.
+        // IMMEDIATE takes the write lock now and waits for it; a lock wanted later fails at once where another writer
+        // is ahead.
         let mut transaction = on.begin_with("BEGIN IMMEDIATE").await?;
         for chunk in upserts.chunks(CHUNK) {
             let mut sql = QueryBuilder::<Driver>::new("INSERT INTO ");

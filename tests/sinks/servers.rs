@@ -125,8 +125,8 @@ impl Redis {
         self.dir.path().join("r.sock")
     }
 
-    pub(super) fn signal(&self, name: &str) {
-        signal(&self.child, name);
+    pub(super) fn port(&self) -> u16 {
+        self.port
     }
 
     pub(super) fn stop(&mut self) {
@@ -220,6 +220,11 @@ impl Mariadb {
         shared(&SLOT, Mariadb::start)
     }
 
+    /// A server for one test, which changes it as a whole.
+    pub(super) fn alone() -> Mariadb {
+        Mariadb::start()
+    }
+
     fn start() -> Mariadb {
         let dir = dir_for("mysql");
         let data = dir.path().join("data");
@@ -230,7 +235,7 @@ impl Mariadb {
         run(install.args(["--auth-root-authentication-method=normal", "--skip-test-db"]));
         let init = dir.path().join("init.sql");
         let sql = format!(
-            "CREATE DATABASE site;\nCREATE USER 'ferry'@'%' IDENTIFIED BY '{PASSWORD}';\nGRANT ALL ON *.* TO 'ferry'@'%';\n"
+            "CREATE DATABASE site;\nCREATE USER 'ferry'@'%' IDENTIFIED BY '{PASSWORD}';\nGRANT ALL ON *.* TO 'ferry'@'%' WITH GRANT OPTION;\n"
         );
         std::fs::write(&init, sql).unwrap();
         let port = free_port();

@@ -1,13 +1,14 @@
 //! A few connections to one database, each used by one operation at a time.
 //!
-//! Not sqlx's pool, for two reasons seen in its code: while connecting it takes "connection refused" for "still starting" and ends
-//! in a time-out that hides the reason, and it takes back a connection whose operation timed out, which may hang for as long as
-//! TCP does. Here a connection whose operation did not end well is closed, and never seen again.
+//! Not sqlx's pool, for two reasons seen in its code: while connecting it takes "connection refused" for "still
+//! starting" and ends in a time-out that hides the reason, and it takes back a connection whose operation timed out,
+//! which may hang for as long as TCP does. Here a connection whose operation did not end well is closed, and never seen
+//! again.
 
 use std::collections::HashMap;
 use std::future::Future;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::error::Elapsed;
@@ -22,9 +23,12 @@ pub const CONNECTIONS_MAX: usize = 4;
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// For one operation, all its statements together, and for the wait for a free connection.
 pub const OPERATION_TIMEOUT: Duration = Duration::from_secs(15);
-/// An operation that met a lock, a deadlock or a full server is tried this often again before it fails.
-pub const BUSY_RETRIES: u32 = 4;
-/// Before the first retry; twice as long before each further one.
+/// An operation that met a lock, a deadlock or too many connections is tried this often again before it fails. MariaDB
+/// ends one of two batches that overlap at once, and with six at a time five tries were too few.
+pub const BUSY_RETRIES: u32 = 8;
+/// No further retry after this time: a lock that is held for long is found out slowly, and the caller wants to know.
+pub const BUSY_LIMIT: Duration = OPERATION_TIMEOUT;
+/// Before the first retry; twice as long before each further one. Half to one and a half times this, by chance.
 const BUSY_PAUSE: Duration = Duration::from_millis(20);
 
 /// How to talk to one kind of database. `keys`, `upserts` and `deletes` are sorted and hold no key twice.
@@ -104,6 +108,7 @@ impl<D: Dialect> Lanes<D> {
             connection: None,
             reused: false,
             retries: 0,
+            began: Instant::now(),
         })
     }
 
@@ -116,10 +121,11 @@ impl<D: Dialect> Lanes<D> {
     }
 }
 
-/// One operation, tried until it ends well, fails for good or has been tried too often. Dropping it closes the connection.
+/// One operation, tried until it ends well, fails for good or has been tried too often. Dropping it closes the
+/// connection.
 ///
-/// A loop over `connection` and `settle` and not a closure: the compiler cannot yet see that a future which calls an async
-/// closure with borrowed arguments may move between threads.
+/// A loop over `connection` and `settle` and not a closure: the compiler cannot yet see that a future which calls an
+/// async closure with borrowed arguments may move between threads.
 pub(in crate::sink) struct Tries<'l, D: Dialect> {
     lanes: &'l Lanes<D>,
     operation: &'static str,
@@ -128,6 +134,7 @@ pub(in crate::sink) struct Tries<'l, D: Dialect> {
     /// The connection has been used before: it may have been closed in the meantime.
     reused: bool,
     retries: u32,
+    began: Instant,
 }
 
 impl<D: Dialect> Tries<'_, D> {
@@ -162,12 +169,12 @@ impl<D: Dialect> Tries<'_, D> {
         };
         drop(connection);
         match error.kind() {
-            // The server closed it while it lay idle, most likely the others too: it was restarted, or tired of waiting.
+            // The server closed it while it lay idle, most likely the others too: it was restarted, or tired of
+            // waiting.
             DatabaseErrorKind::Refused if self.reused => self.lanes.idle().clear(),
-            DatabaseErrorKind::Busy if self.retries < BUSY_RETRIES => {
+            DatabaseErrorKind::Busy if self.retries < BUSY_RETRIES && self.began.elapsed() < BUSY_LIMIT => {
                 // Whoever deadlocked with us tries again as well: not at the same moment.
-                let jitter = BUSY_PAUSE.mul_f64(rand::random::<f64>());
-                sleep(BUSY_PAUSE * 2_u32.pow(self.retries) + jitter).await;
+                sleep((BUSY_PAUSE * 2_u32.pow(self.retries)).mul_f64(0.5 + rand::random::<f64>())).await;
                 self.retries += 1;
             }
             _ => return Some(Err(error)),

@@ -134,7 +134,8 @@ impl Fault {
         }
     }
 
-    /// An error reply. Its text is read but not repeated: Redis puts arguments into some (`unknown command … with args`).
+    /// An error reply. Its text is read but not repeated: Redis puts arguments into some (`unknown command … with
+    /// args`).
     pub(super) fn reply(error: &ServerError) -> Self {
         let details = error.details().unwrap_or("");
         let (kind, what) = match error.code() {

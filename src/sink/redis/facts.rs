@@ -45,7 +45,8 @@ pub struct ServerFacts {
 }
 
 impl RedisStore {
-    /// Asks the server about itself. `now_ms` is our clock, ms since the epoch. What the ACL refuses is `None`, not an error.
+    /// Asks the server about itself. `now_ms` is our clock, ms since the epoch. What the ACL refuses is `None`, not an
+    /// error.
     pub async fn facts(&self, now_ms: i64) -> Result<ServerFacts, StoreError> {
         const OPERATION: &str = "facts";
         // The connection first, so that only one round trip lies within the time that is measured.

@@ -1,14 +1,15 @@
 //! One connection to a Redis: made, set up, given up.
 //!
-//! The stream is our own and not the crate's client, for two reasons: each step of the set-up keeps its own error, and a
-//! connection that is given up must not deliver anything any more. With `SO_LINGER` 0 the kernel throws away what it has not
-//! sent, and `CLIENT KILL` on the next connection makes the server throw away what it has not read. Without this, a write that
-//! timed out on a stalled server could be executed after the newer write that replaced it.
+//! The stream is our own and not the crate's client, for two reasons: each step of the set-up keeps its own error, and
+//! a connection that is given up must not deliver anything any more. With `SO_LINGER` 0 the kernel throws away what it
+//! has not sent, and `CLIENT KILL` on the next connection makes the server throw away what it has not read. Without
+//! this, a write that timed out on a stalled server could be executed after the newer write that replaced it.
 
 use std::time::Duration;
 
 use ::redis::aio::MultiplexedConnection;
 use ::redis::{AsyncConnectionConfig, Pipeline, RedisConnectionInfo, Value, cmd};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
@@ -16,8 +17,8 @@ use tokio::time::timeout;
 use super::error::{Fault, StoreErrorKind};
 use crate::net::endpoint::{Address, Endpoint};
 
-/// For the name look-up, the TCP handshake and the set-up together. A healthy Redis needs milliseconds; under Django's own
-/// reply timeout of 5 s.
+/// For the name look-up, the TCP handshake and the set-up together. A healthy Redis needs milliseconds; under Django's
+/// own reply timeout of 5 s.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// For the replies to one pipeline. redis-py's default under Django, so that neither side gives up first for no reason.
@@ -63,7 +64,8 @@ impl Drop for Link {
 }
 
 impl Link {
-    /// Connects within `CONNECT_TIMEOUT` and makes sure that nothing of the connections in `abandoned` is still to come.
+    /// Connects within `CONNECT_TIMEOUT` and makes sure that nothing of the connections in `abandoned` is still to
+    /// come.
     pub(super) async fn open(endpoint: &Endpoint, abandoned: &[Identity]) -> Result<Link, Fault> {
         let opening = async {
             let link = Self::connect(endpoint).await?;
@@ -85,43 +87,46 @@ impl Link {
                 "rediss:// needs TLS, which this build does not have",
             ));
         }
-        // No credentials, no database: the crate then sends nothing by itself.
-        let info = RedisConnectionInfo::default().set_skip_set_lib_name();
-        let config = AsyncConnectionConfig::new().set_response_timeout(Some(RESPONSE_TIMEOUT));
-        let broken = |error| Fault::transport(&error);
-        let (connection, driver) = match &endpoint.address {
+        let mut link = match &endpoint.address {
             Address::Tcp { host, port } => {
                 let stream = TcpStream::connect((host.as_str(), *port))
                     .await
                     .map_err(|e| Fault::connecting(&e))?;
                 let options = stream.set_nodelay(true).and_then(|()| stream.set_zero_linger());
                 options.map_err(|e| Fault::connecting(&e))?;
-                let (connection, driver) = MultiplexedConnection::new_with_config(&info, stream, config)
-                    .await
-                    .map_err(broken)?;
-                (connection, tokio::spawn(driver).abort_handle())
+                Self::over(stream).await?
             }
             Address::Unix(path) => {
                 let stream = UnixStream::connect(path).await.map_err(|e| Fault::connecting(&e))?;
-                let (connection, driver) = MultiplexedConnection::new_with_config(&info, stream, config)
-                    .await
-                    .map_err(broken)?;
-                (connection, tokio::spawn(driver).abort_handle())
+                Self::over(stream).await?
             }
         };
+        link.set_up(endpoint).await?;
+        Ok(link)
+    }
+
+    /// Any stream will do: TLS would come in here.
+    async fn over<S>(stream: S) -> Result<Link, Fault>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        // No credentials, no database: the crate then sends nothing by itself.
+        let info = RedisConnectionInfo::default().set_skip_set_lib_name();
+        let config = AsyncConnectionConfig::new().set_response_timeout(Some(RESPONSE_TIMEOUT));
+        let made = MultiplexedConnection::new_with_config(&info, stream, config).await;
+        let (connection, driver) = made.map_err(|error| Fault::transport(&error))?;
+        let driver = tokio::spawn(driver).abort_handle();
         let identity = Identity {
             run_id: None,
             client_id: None,
         };
-        let mut link = Link {
+        Ok(Link {
             connection,
             driver,
             identity,
             pxat: false,
             pexpiretime: false,
-        };
-        link.set_up(endpoint).await?;
-        Ok(link)
+        })
     }
 
     /// Logs in, selects the database and learns what the server can do.
@@ -164,8 +169,8 @@ impl Link {
         Ok(())
     }
 
-    /// Kills what is left of earlier connections on this same server process. Ids start anew with a process, so one of another
-    /// process is not ours to kill, and nothing of it is left either.
+    /// Kills what is left of earlier connections on this same server process. Ids start anew with a process, so one of
+    /// another process is not ours to kill, and nothing of it is left either.
     async fn bury(&self, abandoned: &[Identity]) -> Result<(), Fault> {
         let mut sure = true;
         for old in abandoned {
