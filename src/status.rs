@@ -25,6 +25,18 @@ impl Phase {
         Phase::CutOver,
         Phase::Finished,
     ];
+
+    /// The word in JSON and metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Phase::Teeing => "teeing",
+            Phase::Backfilling => "backfilling",
+            Phase::Synced => "synced",
+            Phase::CuttingOver => "cutting_over",
+            Phase::CutOver => "cut_over",
+            Phase::Finished => "finished",
+        }
+    }
 }
 
 /// Which Redis answers Django now.
@@ -36,6 +48,14 @@ pub enum Authority {
 }
 
 impl Authority {
+    /// The word in JSON and metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Authority::Source => "source",
+            Authority::Target => "target",
+        }
+    }
+
     /// The other Redis: the one that the tee writes to.
     pub fn other(self) -> Authority {
         match self {
@@ -100,6 +120,9 @@ pub struct Sink {
     #[serde(default)]
     pub rejected: u64,
     pub last_error: Option<String>,
+    /// There is no such store (`database = none`, or the source after `finish`): nothing to show or to alarm on.
+    #[serde(default)]
+    pub absent: bool,
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -125,6 +148,7 @@ pub enum BackfillState {
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Backfill {
     pub state: BackfillState,
     pub scanned: u64,
@@ -149,6 +173,7 @@ pub enum VerifyState {
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Verify {
     pub state: VerifyState,
     pub at: Option<String>,
@@ -179,6 +204,7 @@ pub enum CutoverState {
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Cutover {
     pub state: CutoverState,
     pub hold_seconds: Option<f64>,
@@ -195,6 +221,29 @@ pub enum OperationKind {
     Rollback,
     Restore,
     Finish,
+}
+
+impl OperationKind {
+    pub const ALL: [OperationKind; 6] = [
+        OperationKind::Backfill,
+        OperationKind::Verify,
+        OperationKind::Cutover,
+        OperationKind::Rollback,
+        OperationKind::Restore,
+        OperationKind::Finish,
+    ];
+
+    /// The word in JSON, in paths and on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            OperationKind::Backfill => "backfill",
+            OperationKind::Verify => "verify",
+            OperationKind::Cutover => "cutover",
+            OperationKind::Rollback => "rollback",
+            OperationKind::Restore => "restore",
+            OperationKind::Finish => "finish",
+        }
+    }
 }
 
 /// The JSON body of `POST /api/v1/…`; the same options as the flags.
@@ -233,4 +282,30 @@ pub struct Operation {
     pub error: Option<String>,
     /// The plan with each check's answer (cutover, rollback), the counts (backfill, verify).
     pub result: serde_json::Value,
+}
+
+/// The `result` of a cutover or rollback: what the command line's summary reads.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Plan {
+    /// The plan was only made, nothing was changed.
+    pub dry_run: bool,
+    pub checks: Vec<Check>,
+    /// What is done in which order, in plain words.
+    pub steps: Vec<String>,
+    /// How long Django waited.
+    pub hold_seconds: Option<f64>,
+    /// Why it was undone; the authority is the same as before then.
+    pub undone: Option<String>,
+}
+
+/// One question that was asked before a switch.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Check {
+    /// The question, such as `backfill done`.
+    pub name: String,
+    pub passed: bool,
+    /// The answer, and what to do where it did not pass.
+    pub detail: String,
 }
