@@ -1,1 +1,230 @@
 //! What the operator typed, and the commands that talk to a running proxy.
+//!
+//! `run` and `check` are parsed here and done elsewhere. Everything for a person or a script goes to standard output,
+//! everything about it (progress, reasons) to standard error, so that `--json` can be piped.
+
+mod client;
+mod operation;
+mod screen;
+mod settings;
+mod summary;
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use serde_json::{Value, json};
+
+pub use client::{Client, ClientArgs, ClientError};
+pub use operation::LongArgs;
+pub use screen::StatusArgs;
+pub use settings::Settings;
+
+use crate::status::{OperationKind, OperationOptions, Status};
+
+/// The exit codes that the interface promises.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    Done,
+    /// It failed, found differences, or was refused; the reason is on standard error.
+    Failed,
+    /// Wrong usage or configuration.
+    Usage,
+    /// The proxy could not be reached.
+    Unreachable,
+    /// Ctrl-C while an operation runs, which goes on.
+    Interrupted,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> ExitCode {
+        ExitCode::from(match exit {
+            Exit::Done => 0,
+            Exit::Failed => 1,
+            Exit::Usage => 2,
+            Exit::Unreachable => 3,
+            // What shells report for a program that Ctrl-C ended.
+            Exit::Interrupted => 130,
+        })
+    }
+}
+
+/// Moves a live Django site's sessions to a new Redis and to the database, losing none
+#[derive(Parser, Debug)]
+#[command(name = "sessionferry", version, max_term_width = 120, arg_required_else_help = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Start the proxy
+    Run(RunArgs),
+    /// Pre-flight: ask every endpoint, check the settings against live keys and rows, change nothing
+    Check(CheckArgs),
+    #[command(flatten)]
+    Remote(Remote),
+    /// Print a completion script for a shell
+    Completions { shell: clap_complete::Shell },
+    /// Print the manual page
+    Man,
+}
+
+/// Commands that talk to a running proxy.
+#[derive(Subcommand, Debug)]
+pub enum Remote {
+    /// One screen: where the move stands, and what to do next
+    Status(StatusArgs),
+    /// Copy the sessions that are already there
+    Backfill(LongArgs),
+    /// Compare source, target and database
+    Verify(LongArgs),
+    /// Hold Django, drain, and let the target answer; undone by itself if it takes too long
+    Cutover(SwitchArgs),
+    /// The same, back to the source, losing nothing
+    Rollback(SwitchArgs),
+    /// Put database rows back into the Redis that answers Django
+    Restore(LongArgs),
+    /// Let go of the source: the end of the road
+    Finish(LongArgs),
+    /// Stop the operation that runs; what is done stays done
+    Stop(StopArgs),
+}
+
+/// `sessionferry run`.
+#[derive(Args, Debug)]
+pub struct RunArgs {
+    #[command(flatten)]
+    pub settings: Settings,
+}
+
+/// `sessionferry check`.
+#[derive(Args, Debug)]
+pub struct CheckArgs {
+    #[command(flatten)]
+    pub settings: Settings,
+    /// Read a sample of the sessions too
+    #[arg(long)]
+    pub sessions: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `sessionferry cutover` and `rollback`.
+#[derive(Args, Debug)]
+pub struct SwitchArgs {
+    #[command(flatten)]
+    pub long: LongArgs,
+    /// Print the plan and each check's answer, change nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Go on although a check says no
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// `sessionferry stop`.
+#[derive(Args, Debug)]
+pub struct StopArgs {
+    #[command(flatten)]
+    pub client: ClientArgs,
+    /// The operation [default: the one that runs]
+    pub id: Option<u64>,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Does a command that talks to a running proxy.
+pub fn remote(command: &Remote) -> Exit {
+    let none = OperationOptions::default();
+    match command {
+        Remote::Status(args) => screen::run(args),
+        Remote::Backfill(args) => operation::run(args, OperationKind::Backfill, &none),
+        Remote::Verify(args) => operation::run(args, OperationKind::Verify, &none),
+        Remote::Cutover(args) => switch(args, OperationKind::Cutover),
+        Remote::Rollback(args) => switch(args, OperationKind::Rollback),
+        Remote::Restore(args) => operation::run(args, OperationKind::Restore, &none),
+        Remote::Finish(args) => operation::run(args, OperationKind::Finish, &none),
+        Remote::Stop(args) => stop(args),
+    }
+}
+
+fn switch(args: &SwitchArgs, kind: OperationKind) -> Exit {
+    operation::run(
+        &args.long,
+        kind,
+        &OperationOptions {
+            dry_run: args.dry_run,
+            force: args.force,
+        },
+    )
+}
+
+fn stop(args: &StopArgs) -> Exit {
+    let stopped = Client::new(&args.client).and_then(|client| {
+        let id = match args.id {
+            Some(id) => id,
+            None => match client.get::<Status>("/api/v1/status")?.operation {
+                Some(operation) => operation.operation,
+                None => return Err(ClientError::Refused("no operation runs".into())),
+            },
+        };
+        client.delete::<Value>(&format!("/api/v1/operations/{id}")).map(|_| id)
+    });
+    match stopped {
+        Ok(id) if args.json => out(&json!({ "operation": id }).to_string()),
+        Ok(id) => out(&format!("operation {id} was asked to stop; what is done stays done")),
+        Err(error) => {
+            if args.json {
+                out(&json!({ "error": error.to_string() }).to_string());
+            }
+            complain(&format!("stop: {error}"));
+            return error.exit();
+        }
+    }
+    Exit::Done
+}
+
+/// Writes a completion script to standard output.
+pub fn completions(shell: clap_complete::Shell) -> Exit {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "sessionferry", &mut script);
+    out(String::from_utf8_lossy(&script).trim_end());
+    Exit::Done
+}
+
+/// Writes the manual to standard output: all commands in one page, as `man sessionferry` is what people type.
+pub fn man() -> Exit {
+    let mut page = Vec::new();
+    let mut command = Cli::command().disable_help_subcommand(true);
+    command.build();
+    let all = std::iter::once(command.clone()).chain(command.get_subcommands().cloned());
+    for command in all {
+        if clap_mangen::Man::new(command).render(&mut page).is_err() {
+            return Exit::Failed;
+        }
+    }
+    out(String::from_utf8_lossy(&page).trim_end());
+    Exit::Done
+}
+
+/// Reports something on standard error.
+pub fn complain(text: &str) {
+    // Nobody is left to be told where standard error is closed.
+    let _ = writeln!(io::stderr(), "{text}");
+}
+
+/// A result on standard output. A reader that went away (`| head`) is no failure.
+fn out(text: &str) {
+    let _ = try_out(text);
+}
+
+fn try_out(text: &str) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
+    writeln!(stdout, "{text}")?;
+    stdout.flush()
+}
