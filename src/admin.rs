@@ -2,7 +2,7 @@
 //!
 //! It runs beside the hot path and never on it. It knows the move through [`Control`] alone: nothing here touches a
 //! store. Whoever reaches this address can switch a site over, so requests that a browser was tricked into, or that
-//! carry no token where one is set, end in [`guard`].
+//! carry no token where one is set, end in `guard`.
 
 mod events;
 mod guard;

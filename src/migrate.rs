@@ -140,7 +140,7 @@ impl Controller {
         if let Some((running, _)) = &operations.current {
             return Err(Refused(format!(
                 "a {} is running (operation {}); wait for its end, or stop it with DELETE /api/v1/operations/{}",
-                label(running.kind),
+                running.kind.name(),
                 running.operation,
                 running.operation
             )));
@@ -163,7 +163,7 @@ impl Controller {
         };
         operations.current = Some((operation, stop.clone()));
         drop(operations);
-        tracing::info!(operation = id, kind = label(kind), "operation started");
+        tracing::info!(operation = id, kind = kind.name(), "operation started");
         tokio::spawn(async move {
             let end = match kind {
                 OperationKind::Backfill => me.run_backfill(&stop).await,
@@ -220,7 +220,7 @@ impl Controller {
             OperationState::Stopped => "stopped".into(),
             _ => "failed".into(),
         };
-        tracing::info!(operation = operation.operation, kind = label(operation.kind), ?state, error, "operation ended");
+        tracing::info!(operation = operation.operation, kind = operation.kind.name(), ?state, error, "operation ended");
         operation.error = error;
         operation.result = result;
         operations.finished.push_back(operation);
@@ -291,16 +291,5 @@ impl Controller {
 
     fn set_hold(&self, hold: Duration) {
         self.hold_us.store(hold.as_micros() as u64, Relaxed);
-    }
-}
-
-fn label(kind: OperationKind) -> &'static str {
-    match kind {
-        OperationKind::Backfill => "backfill",
-        OperationKind::Verify => "verify",
-        OperationKind::Cutover => "cutover",
-        OperationKind::Rollback => "rollback",
-        OperationKind::Restore => "restore",
-        OperationKind::Finish => "finish",
     }
 }

@@ -303,7 +303,12 @@ fn events_carry_a_status_each_second_and_each_change_of_phase() {
         next("phase"),
         json!({"from": "teeing", "phase": "backfilling", "authority": "source"})
     );
+    let changed = Instant::now();
     assert_eq!(next("status")["phase"], json!("backfilling"));
+    assert!(
+        changed.elapsed() < Duration::from_millis(500),
+        "the status follows a change at once"
+    );
     // A stream must not keep the process from ending.
     let end = Instant::now();
     drop(served);

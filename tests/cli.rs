@@ -273,7 +273,7 @@ fn no_wait_returns_at_once_and_stop_stops() {
     let served = Served::new(
         None,
         Script {
-            polls: 1000,
+            polls: 20,
             ..Script::default()
         },
     );

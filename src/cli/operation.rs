@@ -5,7 +5,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use indicatif::{HumanCount, HumanDuration, ProgressBar, ProgressStyle};
+use indicatif::{HumanCount, HumanDuration, ProgressBar, ProgressState, ProgressStyle};
 use serde_json::{Value, json};
 
 use super::client::{Client, ClientArgs, ClientError};
@@ -18,6 +18,10 @@ const POLL_EVERY: Duration = Duration::from_millis(200);
 const LINE_EVERY: Duration = Duration::from_secs(2);
 /// How long the proxy may be silent (it restarts, the network hiccups) before the command gives up.
 const SILENCE_MAX: Duration = Duration::from_secs(10);
+
+/// Until it is known how much there is to do.
+const SPINNER: &str = "{prefix} {spinner} {human_pos} {msg}";
+const BAR: &str = "{prefix} [{wide_bar}] {human_pos}/{human_len} {rate} {eta} left {msg}";
 
 /// Flags of every long command.
 #[derive(Args, Clone, Debug)]
@@ -162,7 +166,7 @@ impl Progress {
                 last: None,
             };
         }
-        let bar = ProgressBar::no_length().with_style(style("{prefix} {spinner} {human_pos} {msg}"));
+        let bar = ProgressBar::no_length().with_style(style(SPINNER));
         bar.set_prefix(kind.name());
         Progress::Bar(bar)
     }
@@ -172,9 +176,7 @@ impl Progress {
             Progress::Bar(bar) => {
                 if let Some(total) = operation.total {
                     if bar.length() != Some(total) {
-                        bar.set_style(style(
-                            "{prefix} [{wide_bar}] {human_pos}/{human_len} {per_sec} {eta} left {msg}",
-                        ));
+                        bar.set_style(style(BAR));
                         bar.set_length(total);
                     }
                 } else {
@@ -216,6 +218,10 @@ impl Progress {
 fn style(template: &str) -> ProgressStyle {
     ProgressStyle::with_template(template)
         .unwrap_or_else(|_| ProgressStyle::default_bar())
+        .with_key("rate", |state: &ProgressState, to: &mut dyn std::fmt::Write| {
+            // Nothing can be done about a terminal that does not take a number.
+            let _ = write!(to, "{:.0}/s", state.per_sec());
+        })
         .progress_chars("=> ")
 }
 
@@ -239,4 +245,42 @@ fn line(operation: &Operation, rate: f64) -> String {
         text.push_str(&format!(": {}", operation.message));
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_templates_of_the_bar_are_valid() {
+        for template in [SPINNER, BAR] {
+            assert!(ProgressStyle::with_template(template).is_ok(), "{template}");
+        }
+    }
+
+    #[test]
+    fn a_line_of_progress_says_how_much_how_fast_and_how_long() {
+        let operation = Operation {
+            operation: 1,
+            kind: OperationKind::Backfill,
+            state: OperationState::Running,
+            started: String::new(),
+            finished: None,
+            done: 400,
+            total: Some(1000),
+            message: "copying".into(),
+            error: None,
+            result: Value::Null,
+        };
+        assert_eq!(
+            line(&operation, 200.0),
+            "400 of 1,000 (40%), 200/s, 3 seconds left: copying"
+        );
+        let unknown = Operation {
+            total: None,
+            message: String::new(),
+            ..operation
+        };
+        assert_eq!(line(&unknown, 0.0), "400");
+    }
 }

@@ -144,15 +144,7 @@ pub(super) fn is_loopback(address: &str) -> bool {
 
 /// The one place that says what a Redis URL is.
 pub(super) fn redis_url(url: &str) -> Result<(), String> {
-    const FORMS: &str = "write redis://[user:pass@]host:port or unix:/path";
-    let rest = ["redis://", "rediss://", "unix:"]
-        .iter()
-        .find_map(|scheme| url.strip_prefix(scheme));
-    match rest {
-        Some("") => Err(format!("nothing follows the scheme; {FORMS}")),
-        Some(_) => Ok(()),
-        None => Err(format!("it does not begin with redis://, rediss:// or unix:; {FORMS}")),
-    }
+    crate::net::Endpoint::parse(url).map(drop).map_err(|error| error.to_string())
 }
 
 /// The one place that says what a database URL is.

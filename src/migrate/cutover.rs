@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use super::{Controller, End};
-use crate::status::{Authority, CutoverState, OperationKind, OperationOptions, Phase};
+use crate::status::{Authority, CutoverState, OperationKind, OperationOptions, Phase, Plan};
 
 /// Before commands are held, the tee may take this long to become nearly empty.
 const PRE_DRAIN: Duration = Duration::from_secs(10);
@@ -29,37 +29,44 @@ impl Controller {
         };
         self.progress(0, None, "asking what it depends on");
         let checks = self.checks(to, options.force).await;
-        let plan = json!({
-            "authority_now": to.other(), "authority_then": to, "max_hold_seconds": self.parts.max_hold.as_secs_f64(),
-            "steps": ["connect to the new authority", "hold new commands", "wait for replies in flight",
-                      "deliver pending writes", "make the new authority durable", "release"],
-            "checks": checks, "dry_run": options.dry_run,
-        });
         let failed: Vec<String> =
-            checks.iter().filter(|c| !c.ok).map(|c| format!("{}: {}", c.check, c.detail)).collect();
+            checks.iter().filter(|check| !check.passed).map(|check| format!("{}: {}", check.name, check.detail)).collect();
+        let mut plan = Plan {
+            dry_run: options.dry_run,
+            checks,
+            steps: [
+                format!("connect to the {to} Redis in advance"),
+                "hold new commands, wait for the replies in flight".to_owned(),
+                "deliver pending writes to the other Redis and the database".to_owned(),
+                format!("make the {to} the authority, durably"),
+                format!("release: Django goes on at the {to}; over {:.1} s all is undone", self.parts.max_hold.as_secs_f64()),
+            ]
+            .to_vec(),
+            ..Plan::default()
+        };
         if !failed.is_empty() {
-            return End::Failed(format!("refused, nothing was changed: {}", failed.join("; ")), plan);
+            return End::Failed(format!("refused, nothing was changed: {}", failed.join("; ")), json!(plan));
         }
         if options.dry_run {
-            return End::Done(plan);
+            return End::Done(json!(plan));
         }
         let phase_before = self.state().phase;
-        let result = self.switch(to).await;
-        let mut report = plan;
-        match result {
+        match self.switch(to).await {
             Ok(hold) => {
-                report["hold_seconds"] = json!(hold.as_secs_f64());
+                plan.hold_seconds = Some(hold.as_secs_f64());
                 tracing::info!(authority = %to, hold_ms = hold.as_secs_f64() * 1000.0, "the authority is switched");
-                End::Done(report)
+                End::Done(json!(plan))
             }
             Err((reason, hold)) => {
+                plan.hold_seconds = hold.map(|hold| hold.as_secs_f64());
+                plan.undone = Some(reason.clone());
                 self.update(|state| {
                     state.cutover.state = CutoverState::Undone;
                     state.cutover.reason = Some(reason.clone());
-                    state.cutover.hold_seconds = hold.map(|hold| hold.as_secs_f64());
+                    state.cutover.hold_seconds = plan.hold_seconds;
                     state.phase = phase_before;
                 });
-                End::Failed(format!("undone, the {} is still the authority: {reason}", to.other()), report)
+                End::Failed(format!("undone, the {} is still the authority: {reason}", to.other()), json!(plan))
             }
         }
     }

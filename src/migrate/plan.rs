@@ -1,11 +1,9 @@
 //! What a cutover or rollback asks before it begins: each check with its answer, in plain words.
 
-use serde::Serialize;
-
 use super::Controller;
 use crate::clock::now_ms;
 use crate::sink::redis::Role;
-use crate::status::{Authority, BackfillState, VerifyState};
+use crate::status::{Authority, BackfillState, Check, VerifyState};
 
 /// How old a clean verify may be. The tee goes on after it, so this guards against a forgotten one, not against change.
 const CERTIFICATE_MAX_AGE_MS: i64 = 60 * 60 * 1000;
@@ -16,21 +14,13 @@ const MIN_FREE_MEMORY: f64 = 0.05;
 /// Harmless: written with an expiry of a second and deleted at once.
 const PROBE_KEY: &str = "sessionferry:probe";
 
-/// One question and its answer.
-#[derive(Clone, Debug, Serialize)]
-pub struct Check {
-    pub check: &'static str,
-    pub ok: bool,
-    pub detail: String,
-}
-
 impl Controller {
     /// Asks everything that a switch to `to` depends on. With `force`, old or missing certificates are not asked for.
     pub(super) async fn checks(&self, to: Authority, force: bool) -> Vec<Check> {
         let mut checks = Vec::new();
-        let mut add = |check, result: Result<String, String>| {
-            let ok = result.is_ok();
-            checks.push(Check { check, ok, detail: result.unwrap_or_else(|error| error) });
+        let mut add = |name: &str, result: Result<String, String>| {
+            let passed = result.is_ok();
+            checks.push(Check { name: name.to_owned(), passed, detail: result.unwrap_or_else(|error| error) });
         };
         if to == Authority::Target && !force {
             add("backfill done", self.check_backfill());

@@ -19,7 +19,7 @@ use crate::session::expiry::expire_ms;
 use crate::session::key::is_storable;
 use crate::session::row::RowCodec;
 use crate::session::{Deadline, Effect};
-use crate::sink::{Database, RedisStore, RedisWrite, Row, Stored};
+use crate::sink::{Database, DatabaseError, DatabaseErrorKind, RedisStore, RedisWrite, Row, Stored};
 use crate::status::Authority;
 
 /// Keys per batch.
@@ -251,7 +251,31 @@ impl Delivery {
                 }
             }
         }
-        rows.database.apply(&upserts, &deletes).await.map_err(|error| error.to_string())
+        self.apply_rows(rows, upserts, &deletes).await
+    }
+
+    /// Writes the rows; one that the database refuses is found and counted, so that it does not hold up the others.
+    async fn apply_rows(&self, rows: &Rows, upserts: Vec<Row>, deletes: &[String]) -> Result<(), String> {
+        let text = |error: DatabaseError| error.to_string();
+        match rows.database.apply(&upserts, deletes).await {
+            Ok(()) => return Ok(()),
+            Err(error) if error.kind() != DatabaseErrorKind::Rejected => return Err(text(error)),
+            Err(_) => {}
+        }
+        rows.database.apply(&[], deletes).await.map_err(text)?;
+        for row in upserts {
+            match rows.database.apply(std::slice::from_ref(&row), &[]).await {
+                Ok(()) => {}
+                Err(error) if error.kind() == DatabaseErrorKind::Rejected => {
+                    tracing::warn!(session = self.tee.digest(row.session_key.as_bytes()), %error, "the database refuses this row");
+                    self.counters.rejected.fetch_add(1, Relaxed);
+                    // No row is better than the row of an older state.
+                    rows.database.apply(&[], &[row.session_key]).await.map_err(text)?;
+                }
+                Err(error) => return Err(text(error)),
+            }
+        }
+        Ok(())
     }
 
     fn note_unstorable(&self, key: &Bytes, reason: &str) {
