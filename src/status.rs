@@ -17,8 +17,14 @@ pub enum Phase {
 }
 
 impl Phase {
-    pub const ALL: [Phase; 6] =
-        [Phase::Teeing, Phase::Backfilling, Phase::Synced, Phase::CuttingOver, Phase::CutOver, Phase::Finished];
+    pub const ALL: [Phase; 6] = [
+        Phase::Teeing,
+        Phase::Backfilling,
+        Phase::Synced,
+        Phase::CuttingOver,
+        Phase::CutOver,
+        Phase::Finished,
+    ];
 }
 
 /// Which Redis answers Django now.
