@@ -91,6 +91,14 @@ impl Proxy {
         Answer::of(binary(self.dir()).args(args).args(["--admin", &self.admin_url()]))
     }
 
+    /// Waits a little for the tee to catch up with visitors who do not pause.
+    pub fn settle_soon(&self) {
+        let began = Instant::now();
+        while began.elapsed() < Duration::from_secs(5) && self.status().tee.target.pending > 100 {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
     /// Waits until nothing is on its way to the other stores.
     pub fn settle(&self) {
         let began = Instant::now();

@@ -157,6 +157,10 @@ impl Django {
         self.ask(&json!({"do": "load", "engine": engine, "cache": cache, "keys": keys}))
     }
 
+    pub fn load_one(&self, engine: &str, cache: &str, key: &str) -> Seen {
+        self.load(engine, cache, &[key.to_owned()]).remove(0)
+    }
+
     pub fn rows(&self) -> Vec<Seen> {
         self.ask(&json!({"do": "rows"}))
     }

@@ -51,16 +51,21 @@ impl Proxy {
 
     /// A proxy that was started, ready or not.
     pub fn spawn(options: ProxyOptions) -> Proxy {
+        let mut proxy = Proxy::unstarted(options);
+        proxy.start_process();
+        proxy
+    }
+
+    /// One that only lends its configuration to other commands.
+    pub fn unstarted(options: ProxyOptions) -> Proxy {
         let dir = tempfile::tempdir().unwrap();
-        let mut proxy = Proxy {
+        Proxy {
             options,
             listen: Port::free(),
             admin: Port::free(),
             dir,
             process: None,
-        };
-        proxy.start_process();
-        proxy
+        }
     }
 
     fn start_process(&mut self) {
@@ -155,10 +160,6 @@ impl Proxy {
             .data_dir
             .clone()
             .unwrap_or_else(|| self.dir.path().join("data"))
-    }
-
-    pub fn options_mut(&mut self) -> &mut ProxyOptions {
-        &mut self.options
     }
 
     pub fn connection(&self) -> redis::Connection {
