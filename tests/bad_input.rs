@@ -21,7 +21,7 @@ use support::{
 
 /// `run` with this configuration has to end by itself, soon.
 fn run_ends(options: ProxyOptions) -> (i32, String) {
-    let mut proxy = Proxy::spawn(options);
+    let proxy = Proxy::spawn(options);
     let began = Instant::now();
     loop {
         if let Some(status) = proxy.exited() {
@@ -108,7 +108,7 @@ fn a_password_is_never_printed() {
     assert!(!said.contains("xkcd936"), "{said}");
     let (code, said) = check(options(format!("redis://{}", server.address())));
     assert_eq!(code, 1, "{said}");
-    let mut proxy = Proxy::spawn(options(format!("redis://:xkcd936@{}", server.address())));
+    let proxy = Proxy::spawn(options(format!("redis://:xkcd936@{}", server.address())));
     eventually(
         "it ends, or says that it is not ready and why",
         Duration::from_secs(15),

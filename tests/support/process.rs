@@ -4,12 +4,13 @@ use std::{
     fs::{File, OpenOptions},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
+    sync::Mutex,
     thread::sleep,
     time::{Duration, Instant},
 };
 
 pub struct Process {
-    child: Child,
+    child: Mutex<Child>,
     name: String,
 }
 
@@ -24,13 +25,13 @@ impl Process {
             .spawn()
             .unwrap_or_else(|error| panic!("cannot start {name} ({command:?}): {error}; scripts/test installs it"));
         Process {
-            child,
+            child: Mutex::new(child),
             name: name.to_owned(),
         }
     }
 
     pub fn id(&self) -> u32 {
-        self.child.id()
+        self.child.lock().unwrap().id()
     }
 
     /// Sends a signal by name: `TERM`, `STOP`, `CONT`.
@@ -43,13 +44,14 @@ impl Process {
         assert!(status.success(), "could not send {signal} to {}", self.name);
     }
 
-    pub fn exited(&mut self) -> Option<ExitStatus> {
-        self.child.try_wait().unwrap()
+    pub fn exited(&self) -> Option<ExitStatus> {
+        self.child.lock().unwrap().try_wait().unwrap()
     }
 
     pub fn kill9(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        let child = self.child.get_mut().unwrap();
+        let _ = child.kill();
+        let _ = child.wait();
     }
 
     /// Asks the process to end and waits for it.

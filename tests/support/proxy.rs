@@ -124,6 +124,12 @@ impl Proxy {
             if let Some((200, _)) = self.get("/readyz") {
                 return;
             }
+            if let Some(status) = self.exited() {
+                panic!(
+                    "the proxy ended instead of becoming ready: {status}\n{}",
+                    self.log_tail()
+                );
+            }
             if began.elapsed() > within {
                 let reason = self
                     .get("/readyz")
@@ -190,8 +196,8 @@ impl Proxy {
         self.start_process();
     }
 
-    pub fn exited(&mut self) -> Option<ExitStatus> {
-        self.process.as_mut().unwrap().exited()
+    pub fn exited(&self) -> Option<ExitStatus> {
+        self.process.as_ref().unwrap().exited()
     }
 
     pub fn log(&self) -> PathBuf {
