@@ -11,7 +11,7 @@ use std::{
 };
 
 use serde_json::json;
-use support::{DatabaseKind, Hammer, Load, RedisServer, Site, redis_server::ask, session, site::sessions};
+use support::{DatabaseKind, Hammer, Load, RedisServer, Site, eventually, redis_server::ask, session, site::sessions};
 
 fn fails(check: impl FnOnce()) -> bool {
     catch_unwind(AssertUnwindSafe(check)).is_err()
@@ -123,7 +123,10 @@ fn a_difference_between_the_stores_is_noticed() {
 fn a_lost_write_an_undone_logout_and_a_failed_command_are_noticed_by_the_load() {
     let mut server = RedisServer::start(&[]);
     let load = Load::start(&server.address(), 50);
-    sleep(Duration::from_secs(1));
+    // Enough for each client to have logged out once.
+    eventually("there was some load", Duration::from_secs(20), || {
+        load.commands() > 10_000
+    });
     let report = load.stop();
     assert!(report.wrong.is_empty(), "{:?}", report.wrong);
     let mut connection = server.connection();
@@ -157,6 +160,8 @@ fn a_lost_write_an_undone_logout_and_a_failed_command_are_noticed_by_the_load() 
     let load = Load::start(&server.address(), 10);
     sleep(Duration::from_millis(300));
     server.stop();
+    // Each client has to get as far as its next command.
+    sleep(Duration::from_millis(500));
     assert_eq!(load.stop().wrong.len(), 10);
 }
 
