@@ -110,6 +110,12 @@ impl Writer {
         }
     }
 
+    /// Writes what was appended, and closes the segment: nothing follows.
+    pub fn finish(&mut self) {
+        self.flush();
+        self.close();
+    }
+
     fn close(&mut self) {
         if let Some(segment) = self.segment.take() {
             let closed = Closed { path: segment.path, last_seq: self.last_seq, len: segment.len };
@@ -120,7 +126,6 @@ impl Writer {
 
 impl Drop for Writer {
     fn drop(&mut self) {
-        self.flush();
-        self.close();
+        self.finish();
     }
 }

@@ -133,7 +133,7 @@ impl Worker {
                 Order::Drain => worker.drain(),
             }
         }
-        worker.journal.borrow_mut().flush();
+        worker.journal.borrow_mut().finish();
     }
 
     fn serve(self: &Rc<Self>, accepted: Accepted) {

@@ -1,0 +1,169 @@
+//! The proxy is killed at moments nobody chose, and comes back with all it had acknowledged.
+#![cfg(feature = "net")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should panic")]
+
+mod support;
+
+use std::{thread::sleep, time::Duration};
+
+use rand::{Rng, SeedableRng, rngs::StdRng};
+use sessionferry::status::{Authority, VerifyState};
+use support::{DatabaseKind, Hammer, Site, seed};
+
+const ROUNDS: usize = 6;
+
+/// After a kill: what was acknowledged is delivered from the journal alone, without a new backfill.
+fn expect_whole(site: &Site, hammer: &Hammer, authority: Authority) {
+    let proxy = site.proxy();
+    proxy.settle();
+    assert_eq!(proxy.status().authority, authority, "it came back on the other side");
+    proxy.done("verify");
+    let verify = proxy.status().verify;
+    assert_eq!(verify.state, VerifyState::Clean, "{verify:#?}\n{}", proxy.log_tail());
+    let django = site.django_of("5.2");
+    for (engine, cache) in [("cache", "source"), ("cache", "target"), ("cached_db", "empty")] {
+        django.check(&hammer.log(), engine, cache).expect_nothing_lost(cache);
+    }
+    site.expect_same_everywhere();
+}
+
+/// No visitor found its session gone or older than it had been told; that connections broke is what a kill does.
+fn expect_no_loss_noticed(hammer: &mut Hammer) {
+    let counts = hammer.stop();
+    let noticed: Vec<_> = ["lost", "stale", "crashed"]
+        .iter()
+        .flat_map(|kind| hammer.events(kind))
+        .take(10)
+        .collect();
+    assert_eq!(
+        counts.lost + counts.stale + counts.crashed,
+        0,
+        "{counts:?} {noticed:#?}"
+    );
+    assert!(counts.error > 0, "the kills hit nobody");
+}
+
+fn killed_under_load(kind: DatabaseKind, cut_over: bool) {
+    let mut dice = StdRng::seed_from_u64(seed());
+    let mut site = Site::start(kind);
+    for kind in ["backfill", "verify"] {
+        site.proxy().done(kind);
+    }
+    let authority = if cut_over {
+        site.proxy().done("cutover");
+        Authority::Target
+    } else {
+        Authority::Source
+    };
+    let url = site.proxy().url();
+    let mut hammer = Hammer::start("5.2", &url, 50, &["--logout", "0.1"]);
+    for round in 0..ROUNDS {
+        let alive = Duration::from_micros(dice.random_range(1_000..1_500_000));
+        sleep(alive);
+        println!("round {round}: killed after {alive:?}");
+        site.proxy_mut().kill9();
+        sleep(Duration::from_micros(dice.random_range(0..300_000)));
+        if dice.random_bool(0.3) {
+            // Killed again while it is still coming up.
+            site.proxy_mut().restart_unready();
+            sleep(Duration::from_micros(dice.random_range(0..200_000)));
+        }
+        site.proxy_mut().restart();
+    }
+    sleep(Duration::from_millis(500));
+    expect_no_loss_noticed(&mut hammer);
+    expect_whole(&site, &hammer, authority);
+}
+
+#[test]
+fn killed_while_teeing_it_loses_no_acknowledged_write_with_sqlite() {
+    killed_under_load(DatabaseKind::Sqlite, false);
+}
+
+#[test]
+fn killed_while_teeing_it_loses_no_acknowledged_write_with_postgres() {
+    killed_under_load(DatabaseKind::Postgres, false);
+}
+
+#[test]
+fn killed_while_cut_over_it_loses_no_acknowledged_write() {
+    killed_under_load(DatabaseKind::Sqlite, true);
+}
+
+/// Nothing is left to chance about the last writes: visitors stop with the kill, not after it.
+#[test]
+fn what_was_acknowledged_just_before_the_kill_is_delivered_after_the_restart() {
+    let mut dice = StdRng::seed_from_u64(seed());
+    let mut site = Site::start(DatabaseKind::Sqlite);
+    for round in 0..ROUNDS {
+        let mut hammer = Hammer::start(
+            "5.2",
+            &site.proxy().url(),
+            30,
+            &["--logout", "0.1", "--seed", &round.to_string()],
+        );
+        sleep(Duration::from_micros(dice.random_range(1_000..800_000)));
+        // The stores stand still first, so that what is acknowledged cannot have been delivered.
+        site.target.freeze();
+        sleep(Duration::from_micros(dice.random_range(1_000..400_000)));
+        site.proxy_mut().kill9();
+        site.target.thaw();
+        hammer.stop();
+        site.proxy_mut().restart();
+        expect_whole(&site, &hammer, Authority::Source);
+    }
+}
+
+#[test]
+fn killed_while_crossing_it_comes_back_on_one_side_with_everything() {
+    let mut dice = StdRng::seed_from_u64(seed());
+    let mut site = Site::start(DatabaseKind::Sqlite);
+    for kind in ["backfill", "verify"] {
+        site.proxy().done(kind);
+    }
+    let mut hammer = Hammer::start("5.2", &site.proxy().url(), 50, &["--logout", "0.1"]);
+    for round in 0..ROUNDS {
+        let kind = match site.proxy().status().authority {
+            Authority::Source => "cutover",
+            Authority::Target => "rollback",
+        };
+        site.proxy().settle_soon();
+        let _ = site.proxy().operation("verify", serde_json::json!({}));
+        let (code, answer) = site.proxy().post(kind, serde_json::json!({"force": true}));
+        assert_eq!(code, 202, "{kind}: {answer}");
+        let into = Duration::from_micros(dice.random_range(0..80_000));
+        sleep(into);
+        site.proxy_mut().kill9();
+        site.proxy_mut().restart();
+        println!(
+            "round {round}: killed {into:?} into {kind}, came back with the {:?}",
+            site.proxy().status().authority
+        );
+        sleep(Duration::from_millis(300));
+    }
+    expect_no_loss_noticed(&mut hammer);
+    let authority = site.proxy().status().authority;
+    expect_whole(&site, &hammer, authority);
+}
+
+#[test]
+fn terminated_in_order_it_leaves_no_request_unanswered() {
+    let mut site = Site::start(DatabaseKind::Sqlite);
+    let mut hammer = Hammer::start("5.2", &site.proxy().url(), 20, &["--think", "20"]);
+    for _ in 0..3 {
+        sleep(Duration::from_millis(500));
+        assert!(site.proxy_mut().terminate().success());
+        site.proxy_mut().restart();
+    }
+    sleep(Duration::from_millis(500));
+    let counts = hammer.stop();
+    // New connections are refused while it is away; an answer that had been asked for is never cut off.
+    let cut: Vec<_> = hammer
+        .events("error")
+        .into_iter()
+        .filter(|event| !event["error"].to_string().contains("refused"))
+        .collect();
+    assert_eq!(counts.lost + counts.stale + counts.crashed, 0, "{counts:?}");
+    println!("{} of {} errors were not refusals: {cut:#?}", cut.len(), counts.error);
+    expect_whole(&site, &hammer, Authority::Source);
+}

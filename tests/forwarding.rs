@@ -1,0 +1,1085 @@
+//! Through the proxy or not: the same bytes.
+//!
+//! Each scenario talks to a Redis directly and, with the same bytes, to an identical one behind the proxy; what came back
+//! has to be equal, byte for byte, apart from the few replies that differ between any two servers (marked below).
+//!
+//! With `SESSIONFERRY_TEST_WITHOUT_PROXY` set the second is a plain Redis too: every scenario has to hold then.
+#![cfg(feature = "net")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should panic")]
+
+mod support;
+
+use std::{
+    io::{Read, Write},
+    net::TcpListener,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::atomic::{AtomicUsize, Ordering},
+    thread::{scope, sleep},
+    time::{Duration, Instant},
+};
+
+use support::{Port, Proxy, ProxyOptions, Raw, RedisServer, command, eventually, resp::shown};
+
+// ---------------------------------------------------------------------------------------------- the comparison
+
+/// What was asked and what came back.
+type Transcript = Vec<(String, Vec<u8>)>;
+
+struct Pair {
+    proxy: Option<Proxy>,
+    direct: RedisServer,
+    behind: RedisServer,
+    _target: RedisServer,
+}
+
+impl Pair {
+    fn start() -> Pair {
+        Pair::start_with(&[])
+    }
+
+    fn start_with(args: &[&str]) -> Pair {
+        let (direct, behind, target) = (
+            RedisServer::start(args),
+            RedisServer::start(args),
+            RedisServer::start(&[]),
+        );
+        let options = ProxyOptions {
+            source: behind.url(),
+            target: target.url(),
+            database: "none".to_owned(),
+            ..ProxyOptions::default()
+        };
+        let proxy = std::env::var_os("SESSIONFERRY_TEST_WITHOUT_PROXY")
+            .is_none()
+            .then(|| Proxy::start(options));
+        Pair {
+            proxy,
+            direct,
+            behind,
+            _target: target,
+        }
+    }
+
+    fn proxied(&self) -> String {
+        self.proxy
+            .as_ref()
+            .map_or_else(|| self.behind.address(), Proxy::address)
+    }
+
+    fn flush(&self) {
+        for server in [&self.direct, &self.behind] {
+            server.ask::<()>(&["FLUSHALL"]);
+            server.ask::<()>(&["FUNCTION", "FLUSH"]);
+            server.ask::<()>(&["SCRIPT", "FLUSH"]);
+        }
+    }
+
+    fn compare(&self, scenario: impl Fn(&str) -> Transcript) {
+        self.flush();
+        same(&scenario(&self.direct.address()), &scenario(&self.proxied()));
+    }
+}
+
+fn same(direct: &Transcript, proxied: &Transcript) {
+    for ((asked, left), (_, right)) in direct.iter().zip(proxied) {
+        let (left, right) = (masked(asked, left), masked(asked, right));
+        assert!(
+            left == right,
+            "asked {asked}\n  direct:  {}\n  proxied: {}",
+            shown(&left),
+            shown(&right)
+        );
+    }
+    assert_eq!(direct.len(), proxied.len(), "one of them answered more often");
+    assert!(!direct.is_empty(), "nothing was compared");
+}
+
+/// Replies that differ between any two servers: only their type is compared. A `~` before a command says so.
+fn masked(asked: &str, reply: &[u8]) -> Vec<u8> {
+    if asked.starts_with('~') {
+        return reply[..1].to_vec();
+    }
+    if asked.to_ascii_uppercase().starts_with("HELLO") {
+        let mark = b"$2\r\nid\r\n:";
+        if let Some(at) = reply.windows(mark.len()).position(|window| window == mark) {
+            let number = at + mark.len();
+            let length = reply[number..].iter().take_while(|byte| byte.is_ascii_digit()).count();
+            return [&reply[..number], &reply[number + length..]].concat();
+        }
+    }
+    reply.to_vec()
+}
+
+/// `SET "a b" c` as the arguments of a command; `\xHH`, `\r` and `\n` inside quotes.
+fn words(line: &str) -> Vec<Vec<u8>> {
+    let mut words = Vec::new();
+    let mut rest = line.trim_start_matches('~').trim();
+    while !rest.is_empty() {
+        let mut word = Vec::new();
+        if let Some(quoted) = rest.strip_prefix('"') {
+            let mut bytes = quoted.bytes().enumerate();
+            loop {
+                match bytes.next().expect("a closing quote") {
+                    (at, b'"') => {
+                        rest = quoted[at + 1..].trim_start();
+                        break;
+                    }
+                    (_, b'\\') => match bytes.next().unwrap() {
+                        (_, b'r') => word.push(b'\r'),
+                        (_, b'n') => word.push(b'\n'),
+                        (at, b'x') => {
+                            word.push(u8::from_str_radix(&quoted[at + 1..at + 3], 16).unwrap());
+                            bytes.nth(1);
+                        }
+                        (_, other) => word.push(other),
+                    },
+                    (_, byte) => word.push(byte),
+                }
+            }
+        } else {
+            let end = rest.find(' ').unwrap_or(rest.len());
+            word.extend_from_slice(&rest.as_bytes()[..end]);
+            rest = rest[end..].trim_start();
+        }
+        words.push(word);
+    }
+    words
+}
+
+fn lines(text: &str) -> Vec<&str> {
+    text.lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty() && !line.starts_with('#'))
+        .collect()
+}
+
+/// How the bytes of a conversation are cut into writes.
+#[derive(Clone, Copy, PartialEq)]
+enum Cut {
+    /// Each command alone, its reply awaited.
+    OneByOne,
+    /// All in one write.
+    Pipeline,
+    /// Every byte a write of its own.
+    Bytes,
+    /// Writes of a few bytes that end anywhere.
+    Pieces,
+}
+
+/// A conversation of one client in which every command has one reply.
+fn talk(address: &str, protocol: u8, cut: Cut, asked: &[&str]) -> Transcript {
+    let mut client = Raw::connect(address);
+    let mut transcript = Transcript::new();
+    let hello = format!("HELLO {protocol}");
+    transcript.push((hello.clone(), client.ask(&words(&hello))));
+    let commands: Vec<Vec<u8>> = asked.iter().map(|line| command(&words(line))).collect();
+    if cut == Cut::OneByOne {
+        for (line, bytes) in asked.iter().zip(&commands) {
+            client.send(bytes);
+            transcript.push(((*line).to_owned(), client.frame()));
+        }
+    } else {
+        let all = commands.concat();
+        let mut writer = client.writer();
+        scope(|threads| {
+            threads.spawn(move || match cut {
+                Cut::Bytes => all.chunks(1).for_each(|byte| writer.write_all(byte).unwrap()),
+                Cut::Pieces => {
+                    let mut rest = &all[..];
+                    let mut size = 1;
+                    while !rest.is_empty() {
+                        let (piece, after) = rest.split_at(size.min(rest.len()));
+                        writer.write_all(piece).unwrap();
+                        rest = after;
+                        size = size * 7 % 61 + 1;
+                        if size % 9 == 0 {
+                            sleep(Duration::from_micros(300));
+                        }
+                    }
+                }
+                _ => writer.write_all(&all).unwrap(),
+            });
+            for line in asked {
+                transcript.push(((*line).to_owned(), client.frame()));
+            }
+        });
+    }
+    transcript.push((
+        "what nobody asked for".to_owned(),
+        client.unasked(Duration::from_millis(100)),
+    ));
+    transcript
+}
+
+// ---------------------------------------------------------------------------------------------- the test of the test
+
+#[test]
+fn the_comparison_itself_finds_two_plain_servers_equal() {
+    let (left, right) = (RedisServer::start(&[]), RedisServer::start(&[]));
+    let all = lines(COMMANDS);
+    assert!(all.len() > 300, "only {} commands", all.len());
+    for protocol in [2, 3] {
+        left.ask::<()>(&["FLUSHALL"]);
+        right.ask::<()>(&["FLUSHALL"]);
+        same(
+            &talk(&left.address(), protocol, Cut::OneByOne, &all),
+            &talk(&right.address(), protocol, Cut::Pieces, &all),
+        );
+    }
+}
+
+#[test]
+fn the_comparison_itself_notices_one_changed_byte() {
+    let (direct, behind) = (RedisServer::start(&[]), RedisServer::start(&[]));
+    let relay = Port::free();
+    let listener = TcpListener::bind(relay.address()).unwrap();
+    let upstream = behind.address();
+    // A proxy that is wrong: one letter of one reply.
+    std::thread::spawn(move || {
+        let (mut client, _) = listener.accept().unwrap();
+        let mut server = std::net::TcpStream::connect(upstream).unwrap();
+        let (mut from_client, mut to_server) = (client.try_clone().unwrap(), server.try_clone().unwrap());
+        std::thread::spawn(move || std::io::copy(&mut from_client, &mut to_server));
+        let mut chunk = [0; 65_536];
+        while let Ok(length @ 1..) = server.read(&mut chunk) {
+            let changed: Vec<u8> = String::from_utf8_lossy(&chunk[..length])
+                .replace("value", "valve")
+                .into_bytes();
+            if client.write_all(&changed).is_err() {
+                return;
+            }
+        }
+    });
+    let asked = ["SET key value", "GET other", "GET key"];
+    let left = talk(&direct.address(), 2, Cut::OneByOne, &asked);
+    let right = talk(&relay.address(), 2, Cut::OneByOne, &asked);
+    let verdict = catch_unwind(AssertUnwindSafe(|| same(&left, &right)));
+    assert!(verdict.is_err(), "the changed byte went unnoticed");
+}
+
+// ---------------------------------------------------------------------------------------------- plain commands
+
+#[test]
+fn hundreds_of_commands_get_the_same_bytes_one_by_one() {
+    let pair = Pair::start();
+    for protocol in [2, 3] {
+        pair.compare(|address| talk(address, protocol, Cut::OneByOne, &lines(COMMANDS)));
+    }
+}
+
+#[test]
+fn hundreds_of_commands_get_the_same_bytes_in_one_pipeline() {
+    let pair = Pair::start();
+    for protocol in [2, 3] {
+        pair.compare(|address| talk(address, protocol, Cut::Pipeline, &lines(COMMANDS)));
+    }
+}
+
+#[test]
+fn hundreds_of_commands_get_the_same_bytes_however_the_writes_are_cut() {
+    let pair = Pair::start();
+    for protocol in [2, 3] {
+        pair.compare(|address| talk(address, protocol, Cut::Bytes, &lines(COMMANDS)));
+        pair.compare(|address| talk(address, protocol, Cut::Pieces, &lines(COMMANDS)));
+    }
+}
+
+#[test]
+fn inline_commands_get_the_same_bytes() {
+    let pair = Pair::start();
+    pair.compare(|address| {
+        let mut client = Raw::connect(address);
+        let mut transcript = Transcript::new();
+        for line in [
+            "PING\r\n",
+            "PING\n",
+            "set key value\r\n",
+            "  get   key  \r\n",
+            "SET \"quoted key\" \"\\x41\\n b\"\r\n",
+            "GET 'quoted key'\r\n",
+            "\r\n\r\nECHO after-empty-lines\r\n",
+            "nosuchcommand a b\r\n",
+            "GET\r\n",
+            "SET :1:django.contrib.sessions.cacheinline0000000000000000000000000 v EX 100\r\n",
+            "GET :1:django.contrib.sessions.cacheinline0000000000000000000000000\r\n",
+        ] {
+            client.send(line.as_bytes());
+            transcript.push((line.to_owned(), client.frame()));
+        }
+        client.send(b"ECHO a\r\n*2\r\n$4\r\nECHO\r\n$1\r\nb\r\nECHO c\r\n*0\r\nECHO d\r\n*-1\r\nECHO e\r\n");
+        transcript.extend(
+            client
+                .frames(5)
+                .into_iter()
+                .map(|frame| ("inline and not, mixed".to_owned(), frame)),
+        );
+        transcript.push(("nothing more".to_owned(), client.unasked(Duration::from_millis(100))));
+        transcript
+    });
+}
+
+#[test]
+fn a_protocol_error_gets_the_same_message_and_the_same_end() {
+    let pair = Pair::start();
+    let long_inline = [b"SET key ".as_slice(), &[b'x'; 70_000]].concat();
+    let cases: Vec<(&str, Vec<u8>)> = vec![
+        ("bulk length is no number", b"*1\r\n$abc\r\nPING\r\n".to_vec()),
+        ("negative bulk length", b"*1\r\n$-5\r\nPING\r\n".to_vec()),
+        (
+            "bulk length over the limit",
+            b"*2\r\n$3\r\nGET\r\n$536870913\r\n".to_vec(),
+        ),
+        (
+            "bulk length over 64 bits",
+            b"*2\r\n$3\r\nGET\r\n$99999999999999999999\r\n".to_vec(),
+        ),
+        ("no bulk where one must be", b"*2\r\n$3\r\nGET\r\n:1\r\n".to_vec()),
+        ("array length is no number", b"*abc\r\n".to_vec()),
+        ("array length over the limit", b"*2147483648\r\n".to_vec()),
+        ("unbalanced quotes", b"SET \"a\r\n".to_vec()),
+        ("text after a quote", b"SET \"a\"b c\r\n".to_vec()),
+        ("an inline command without end", long_inline),
+        (
+            "a web browser's GET",
+            b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n".to_vec(),
+        ),
+        (
+            "a web browser's POST",
+            b"POST / HTTP/1.1\r\nHost: localhost\r\n\r\nSET a b\r\n".to_vec(),
+        ),
+        ("a good command before", b"*1\r\n$4\r\nPING\r\n*1\r\n$x\r\n".to_vec()),
+        ("a command after", b"*1\r\n$x\r\n*1\r\n$4\r\nPING\r\n".to_vec()),
+    ];
+    pair.compare(|address| {
+        let mut transcript = Transcript::new();
+        for (name, bytes) in &cases {
+            let mut client = Raw::connect(address);
+            client.try_send(bytes);
+            let (reply, closed) = client.until_closed(Duration::from_secs(3));
+            transcript.push((
+                (*name).to_owned(),
+                [reply.as_slice(), if closed { b"closed" } else { b"open" }].concat(),
+            ));
+        }
+        transcript
+    });
+    // And nobody else was hurt by it.
+    assert_eq!(Raw::connect(&pair.proxied()).ask(&["PING"]), b"+PONG\r\n");
+}
+
+#[test]
+fn quit_and_reset_do_what_redis_does() {
+    let pair = Pair::start();
+    pair.compare(|address| {
+        let mut transcript = Transcript::new();
+        let mut client = Raw::connect(address);
+        client.send(
+            &[
+                command(&["SET", "a", "1"]),
+                command(&["QUIT"]),
+                command(&["SET", "a", "2"]),
+            ]
+            .concat(),
+        );
+        let (bytes, closed) = client.until_closed(Duration::from_secs(3));
+        transcript.push((format!("QUIT in a pipeline, closed {closed}"), bytes));
+        let mut client = Raw::connect(address);
+        transcript.push((
+            "what came after QUIT was not done".to_owned(),
+            client.ask(&["GET", "a"]),
+        ));
+        for line in [
+            "HELLO 3",
+            "SELECT 5",
+            "CLIENT SETNAME me",
+            "SET five 5",
+            "MULTI",
+            "SET five 6",
+            "RESET",
+            "GET five",
+            "CLIENT GETNAME",
+            "EXEC",
+            "SELECT 5",
+            "GET five",
+            "GET nothing",
+        ] {
+            transcript.push((line.to_owned(), client.ask(&words(line))));
+        }
+        transcript
+    });
+}
+
+// ---------------------------------------------------------------------------------------------- large
+
+#[test]
+fn a_value_of_64_mib_comes_and_goes_unchanged() {
+    let pair = Pair::start();
+    let value: Vec<u8> = (0..64 << 20)
+        .map(|at: u32| (at.wrapping_mul(2_654_435_761) >> 13) as u8)
+        .collect();
+    let mut client = Raw::connect(&pair.proxied());
+    let set = command(&[b"SET".as_slice(), b"large", &value]);
+    let mut writer = client.writer();
+    scope(|threads| {
+        threads.spawn(move || writer.write_all(&set).unwrap());
+        assert_eq!(client.frame(), b"+OK\r\n");
+    });
+    let stored: Vec<u8> = redis::cmd("GET")
+        .arg("large")
+        .query(&mut pair.behind.connection())
+        .unwrap();
+    assert!(stored == value, "the server got other bytes");
+    client.send(&[command(&["GET", "large"]), command(&["PING"])].concat());
+    let reply = client.frame();
+    assert!(
+        reply == [b"$67108864\r\n".as_slice(), &value, b"\r\n"].concat(),
+        "other bytes came back"
+    );
+    assert_eq!(client.frame(), b"+PONG\r\n");
+}
+
+#[test]
+fn replies_of_a_hundred_thousand_elements_are_the_same() {
+    let pair = Pair::start();
+    for protocol in [2, 3] {
+        pair.compare(|address| {
+            let mut client = Raw::connect(address);
+            let fill = "for i = 1, 100000 do redis.call('RPUSH', KEYS[1], i) redis.call('ZADD', KEYS[2], i, i * 2) end";
+            let mut transcript = vec![(
+                "HELLO".to_owned(),
+                client.ask(&["HELLO".to_owned(), protocol.to_string()]),
+            )];
+            transcript.push(("fill".to_owned(), client.ask(&["EVAL", fill, "2", "list", "sorted"])));
+            for line in ["LRANGE list 0 -1", "ZRANGE sorted 0 -1 WITHSCORES", "LLEN list"] {
+                transcript.push((line.to_owned(), client.ask(&words(line))));
+            }
+            let many: Vec<String> = std::iter::once("MSET".to_owned())
+                .chain((0..100_000).map(|number| format!("m{number}")))
+                .collect();
+            transcript.push(("a command of 100,001 arguments".to_owned(), client.ask(&many)));
+            let many: Vec<String> = std::iter::once("MGET".to_owned())
+                .chain((0..50_000).map(|number| format!("m{}", 2 * number)))
+                .collect();
+            transcript.push(("MGET of 50,000 keys".to_owned(), client.ask(&many)));
+            transcript
+        });
+    }
+}
+
+#[test]
+fn a_pipeline_whose_replies_nobody_reads_yet_does_not_jam() {
+    let pair = Pair::start();
+    pair.behind.ask::<()>(&["SET", "kilobytes", &"k".repeat(10_000)]);
+    let mut client = Raw::connect(&pair.proxied());
+    // 3,000 requests and 30 MB of replies: more than every socket buffer between.
+    client.send(&command(&["GET", "kilobytes"]).repeat(3_000));
+    sleep(Duration::from_millis(500));
+    let reply = [b"$10000\r\n".as_slice(), &[b'k'; 10_000], b"\r\n"].concat();
+    for _ in 0..3_000 {
+        assert!(client.frame() == reply);
+    }
+}
+
+#[test]
+fn a_client_that_reads_nothing_does_not_hold_up_the_others() {
+    let pair = Pair::start_with(&["--client-output-buffer-limit", "normal 0 0 0"]);
+    pair.behind.ask::<()>(&["SET", "megabyte", &"k".repeat(1 << 20)]);
+    let mut greedy: Vec<Raw> = (0..4).map(|_| Raw::connect(&pair.proxied())).collect();
+    for client in &mut greedy {
+        client.send(&command(&["GET", "megabyte"]).repeat(200));
+    }
+    sleep(Duration::from_millis(300));
+    for number in 0..50 {
+        let began = Instant::now();
+        let mut client = Raw::connect(&pair.proxied());
+        let key = format!("other {number}");
+        assert_eq!(client.ask(&["SET", &key, "1"]), b"+OK\r\n");
+        assert_eq!(client.ask(&["GET", &key]), b"$1\r\n1\r\n");
+        assert!(
+            began.elapsed() < Duration::from_secs(2),
+            "held up for {:?}",
+            began.elapsed()
+        );
+    }
+}
+
+// ---------------------------------------------------------------------------------------------- state of a connection
+
+#[test]
+fn transactions_answer_as_redis_does() {
+    let pair = Pair::start();
+    for protocol in [2, 3] {
+        for cut in [Cut::OneByOne, Cut::Pipeline] {
+            pair.compare(|address| talk(address, protocol, cut, &lines(TRANSACTIONS)));
+        }
+        // WATCH, with another client who changes the key in between.
+        pair.compare(|address| {
+            let mut transcript = talk(address, protocol, Cut::OneByOne, &[]);
+            let (mut one, mut two) = (Raw::connect(address), Raw::connect(address));
+            one.ask(&["HELLO".to_owned(), protocol.to_string()]);
+            for line in [
+                "1 SET watched a",
+                "1 WATCH watched",
+                "1 MULTI",
+                "1 SET watched b",
+                "2 SET watched c",
+                "1 EXEC",
+                "1 GET watched",
+                "1 WATCH watched",
+                "2 GET watched",
+                "1 MULTI",
+                "1 SET watched d",
+                "1 EXEC",
+                "1 GET watched",
+                "1 WATCH watched",
+                "2 SET watched e",
+                "1 UNWATCH",
+                "1 MULTI",
+                "1 SET watched f",
+                "1 EXEC",
+                "1 WATCH watched",
+                "2 SET watched g",
+                "1 MULTI",
+                "1 DISCARD",
+                "1 MULTI",
+                "1 GET watched",
+                "1 EXEC",
+                "1 MULTI",
+                "2 MULTI",
+                "1 SET a 1",
+                "2 SET a 2",
+                "1 EXEC",
+                "2 GET a",
+                "2 EXEC",
+                "1 GET a",
+            ] {
+                let client = if line.starts_with('1') { &mut one } else { &mut two };
+                transcript.push((line.to_owned(), client.ask(&words(&line[2..]))));
+            }
+            transcript
+        });
+    }
+}
+
+#[test]
+fn a_client_that_leaves_inside_multi_changes_nothing() {
+    let pair = Pair::start();
+    pair.compare(|address| {
+        let mut leaver = Raw::connect(address);
+        leaver.ask(&["MULTI"]);
+        leaver.ask(&["SET", "left", "1"]);
+        drop(leaver);
+        sleep(Duration::from_millis(200));
+        let mut client = Raw::connect(address);
+        let mut transcript = Transcript::new();
+        for line in ["GET left", "SET left 2", "EXEC", "MULTI", "GET left", "EXEC"] {
+            transcript.push((line.to_owned(), client.ask(&words(line))));
+        }
+        transcript
+    });
+}
+
+#[test]
+fn selected_database_name_and_protocol_belong_to_the_client() {
+    let pair = Pair::start();
+    pair.compare(|address| {
+        let mut transcript = Transcript::new();
+        let mut clients: Vec<Raw> = (0..8).map(|_| Raw::connect(address)).collect();
+        for (number, client) in clients.iter_mut().enumerate() {
+            if number % 2 == 1 {
+                client.ask(&["HELLO", "3"]);
+            }
+            let name = format!("client-{number}");
+            for line in [
+                format!("SELECT {number}"),
+                format!("CLIENT SETNAME {name}"),
+                format!("SET here {number}"),
+            ] {
+                transcript.push((line.clone(), client.ask(&words(&line))));
+            }
+        }
+        for _ in 0..3 {
+            for client in &mut clients {
+                for line in [
+                    "GET here",
+                    "CLIENT GETNAME",
+                    "GET nothing",
+                    "HGETALL nothing",
+                    "~ CLIENT ID",
+                    "DBSIZE",
+                ] {
+                    transcript.push((line.to_owned(), client.ask(&words(line))));
+                }
+            }
+        }
+        transcript
+    });
+}
+
+#[test]
+fn a_client_has_one_id_and_no_other_has_it() {
+    let pair = Pair::start();
+    let mut clients: Vec<Raw> = (0..20).map(|_| Raw::connect(&pair.proxied())).collect();
+    let ids: Vec<Vec<u8>> = clients.iter_mut().map(|client| client.ask(&["CLIENT", "ID"])).collect();
+    let different: std::collections::BTreeSet<&Vec<u8>> = ids.iter().collect();
+    assert_eq!(different.len(), ids.len(), "two clients have the same id: {ids:?}");
+    for (client, id) in clients.iter_mut().zip(&ids) {
+        client.ask(&["SET", "between", "1"]);
+        assert_eq!(&client.ask(&["CLIENT", "ID"]), id, "a client's id changed");
+    }
+}
+
+#[test]
+fn scripts_and_functions_answer_as_redis_does() {
+    let pair = Pair::start();
+    for protocol in [2, 3] {
+        for cut in [Cut::OneByOne, Cut::Pipeline] {
+            pair.compare(|address| talk(address, protocol, cut, &lines(SCRIPTS)));
+        }
+    }
+}
+
+#[test]
+fn client_reply_off_and_skip_are_kept() {
+    let pair = Pair::start();
+    pair.compare(|address| {
+        let mut client = Raw::connect(address);
+        let all = [
+            "CLIENT REPLY OFF",
+            "SET a 1",
+            "GET a",
+            "CLIENT REPLY ON",
+            "GET a",
+            "CLIENT REPLY SKIP",
+            "SET a 2",
+            "GET a",
+        ];
+        client.send(&all.iter().flat_map(|line| command(&words(line))).collect::<Vec<u8>>());
+        let replies = client.frames(3).concat();
+        vec![
+            (all.join("; "), replies),
+            ("nothing more".to_owned(), client.unasked(Duration::from_millis(200))),
+        ]
+    });
+}
+
+// ---------------------------------------------------------------------------------------------- blocking and publishing
+
+#[test]
+fn blocking_commands_time_out_and_wake_as_in_redis() {
+    let pair = Pair::start();
+    for protocol in [2, 3] {
+        pair.compare(|address| {
+            let mut transcript = Transcript::new();
+            let mut waiting = Raw::connect(address);
+            waiting.ask(&["HELLO".to_owned(), protocol.to_string()]);
+            for line in [
+                "BLPOP q 0.2",
+                "BLMOVE q p LEFT RIGHT 0.2",
+                "BZPOPMIN z 0.2",
+                "XREAD BLOCK 200 STREAMS x $",
+                "WAIT 0 0",
+                "BLPOP q notanumber",
+                "BLPOP q -1",
+                "BLPOP q",
+            ] {
+                let began = Instant::now();
+                let reply = waiting.ask(&words(line));
+                let waited = began.elapsed();
+                if reply.first() != Some(&b'-') && !line.starts_with("WAIT") {
+                    assert!((150..1_500).contains(&waited.as_millis()), "{line} took {waited:?}");
+                }
+                transcript.push((line.to_owned(), reply));
+            }
+            for (line, wake) in [
+                ("BLPOP a b q 10", "RPUSH q one two"),
+                ("BRPOP r 10", "LPUSH r x"),
+                ("BLMOVE m n LEFT RIGHT 10", "RPUSH m moved"),
+                ("BZPOPMAX z 10", "ZADD z 1 low 2 high"),
+                ("XREAD BLOCK 10000 STREAMS x $", "XADD x 1-1 field value"),
+                ("BLMPOP 10 2 k1 k2 LEFT COUNT 2", "RPUSH k2 1 2 3"),
+            ] {
+                waiting.send(&[command(&words(line)), command(&["ECHO", "after"])].concat());
+                sleep(Duration::from_millis(100));
+                let mut other = Raw::connect(address);
+                let began = Instant::now();
+                transcript.push((wake.to_owned(), other.ask(&words(wake))));
+                transcript.push((line.to_owned(), waiting.frame()));
+                transcript.push(("ECHO after".to_owned(), waiting.frame()));
+                assert!(
+                    began.elapsed() < Duration::from_secs(2),
+                    "{line} woke after {:?}",
+                    began.elapsed()
+                );
+            }
+            transcript
+        });
+    }
+}
+
+#[test]
+fn a_client_that_leaves_while_blocked_takes_nothing() {
+    let pair = Pair::start();
+    pair.compare(|address| {
+        let mut leaver = Raw::connect(address);
+        leaver.send(&command(&["BLPOP", "queue", "0"]));
+        sleep(Duration::from_millis(200));
+        drop(leaver);
+        sleep(Duration::from_millis(300));
+        let mut client = Raw::connect(address);
+        ["RPUSH queue job", "LLEN queue", "LPOP queue"]
+            .iter()
+            .map(|line| ((*line).to_owned(), client.ask(&words(line))))
+            .collect()
+    });
+}
+
+#[test]
+fn a_blocked_client_holds_up_nobody() {
+    let pair = Pair::start();
+    let mut blocked: Vec<Raw> = (0..20).map(|_| Raw::connect(&pair.proxied())).collect();
+    for client in &mut blocked {
+        client.send(&command(&["BLPOP", "never", "3"]));
+    }
+    sleep(Duration::from_millis(100));
+    for _ in 0..100 {
+        let began = Instant::now();
+        assert_eq!(Raw::connect(&pair.proxied()).ask(&["PING"]), b"+PONG\r\n");
+        assert!(began.elapsed() < Duration::from_secs(1));
+    }
+}
+
+#[test]
+fn messages_arrive_as_from_redis() {
+    let pair = Pair::start();
+    for protocol in [2, 3] {
+        pair.compare(|address| {
+            let mut transcript = Transcript::new();
+            let (mut listener, mut speaker) = (Raw::connect(address), Raw::connect(address));
+            listener.ask(&["HELLO".to_owned(), protocol.to_string()]);
+            let mut hear = |line: &str, frames: usize, listener: &mut Raw| {
+                if !line.is_empty() {
+                    listener.send(&command(&words(line)));
+                }
+                let got = listener.frames(frames).concat();
+                transcript.push((format!("listener: {line}"), got));
+            };
+            hear("SUBSCRIBE one two", 2, &mut listener);
+            hear("PSUBSCRIBE t*", 1, &mut listener);
+            let said = speaker.ask(&["PUBLISH", "one", "hello"]);
+            hear("", 1, &mut listener);
+            let said_two = speaker.ask(&["PUBLISH", "two", "twice"]);
+            hear("", 2, &mut listener);
+            let said_none = speaker.ask(&["PUBLISH", "none", "x"]);
+            hear("PING", 1, &mut listener);
+            hear("PING text", 1, &mut listener);
+            hear("GET key", 1, &mut listener);
+            hear("UNSUBSCRIBE one", 1, &mut listener);
+            let said_left = speaker.ask(&["PUBLISH", "one", "unheard"]);
+            hear("UNSUBSCRIBE", 1, &mut listener);
+            hear("PUNSUBSCRIBE t*", 1, &mut listener);
+            hear("GET key", 1, &mut listener);
+            hear("SSUBSCRIBE shard", 1, &mut listener);
+            let said_shard = speaker.ask(&["SPUBLISH", "shard", "s"]);
+            hear("", 1, &mut listener);
+            hear("SUNSUBSCRIBE shard", 1, &mut listener);
+            hear("UNSUBSCRIBE", 1, &mut listener);
+            hear("PING", 1, &mut listener);
+            let said_all = [said, said_two, said_none, said_left, said_shard].concat();
+            transcript.push(("PUBLISH".to_owned(), said_all));
+            let large = "m".repeat(1 << 20);
+            listener.send(&command(&["SUBSCRIBE", "large"]));
+            listener.frame();
+            for _ in 0..20 {
+                speaker.ask(&["PUBLISH", "large", &large]);
+            }
+            transcript.push(("large messages".to_owned(), listener.frames(20).concat()));
+            transcript.push(("nothing more".to_owned(), listener.unasked(Duration::from_millis(100))));
+            transcript
+        });
+    }
+}
+
+#[test]
+fn client_side_caching_is_told_of_changes() {
+    let pair = Pair::start();
+    pair.compare(|address| {
+        let (mut cached, mut other) = (Raw::connect(address), Raw::connect(address));
+        let mut transcript = Transcript::new();
+        for line in ["HELLO 3", "CLIENT TRACKING ON", "SET seen 1", "GET seen"] {
+            transcript.push((line.to_owned(), cached.ask(&words(line))));
+        }
+        transcript.push(("SET by another".to_owned(), other.ask(&["SET", "seen", "2"])));
+        transcript.push(("invalidation".to_owned(), cached.frame()));
+        for line in ["GET seen", "CLIENT TRACKING OFF", "GET seen"] {
+            transcript.push((line.to_owned(), cached.ask(&words(line))));
+        }
+        transcript.push(("SET by another".to_owned(), other.ask(&["SET", "seen", "3"])));
+        transcript.push(("nothing more".to_owned(), cached.unasked(Duration::from_millis(200))));
+        transcript
+    });
+}
+
+#[test]
+fn monitor_shows_other_clients_commands() {
+    let pair = Pair::start();
+    let mut watcher = Raw::connect(&pair.proxied());
+    assert_eq!(watcher.ask(&["MONITOR"]), b"+OK\r\n");
+    let mut client = Raw::connect(&pair.proxied());
+    client.ask(&["SET", "watched-by-monitor", "1"]);
+    let began = Instant::now();
+    loop {
+        let line = String::from_utf8_lossy(&watcher.frame()).into_owned();
+        if line.contains("\"SET\" \"watched-by-monitor\" \"1\"") {
+            break;
+        }
+        assert!(began.elapsed() < Duration::from_secs(5), "never shown");
+    }
+}
+
+// ---------------------------------------------------------------------------------------------- passwords
+
+#[test]
+fn a_password_is_asked_for_as_redis_asks() {
+    let pair = Pair::start_with(&["--requirepass", "s3cret"]);
+    for line in [
+        "PING",
+        "GET a",
+        "HELLO 3",
+        "AUTH wrong",
+        "AUTH default wrong",
+        "HELLO 3 AUTH default wrong",
+        "AUTH a b c",
+        "AUTH",
+        "ECHO x",
+        "SELECT 1",
+        "MULTI",
+        "SUBSCRIBE c",
+        "nosuchcommand",
+        "SET :1:django.contrib.sessions.cacheabc 1",
+    ] {
+        // Each on a connection of its own: some servers tire of one that keeps guessing.
+        let ask = |address: &str| {
+            let mut client = Raw::connect(address);
+            let first = client.ask(&words(line));
+            [first, client.ask(&["GET", "a"])].concat()
+        };
+        same(
+            &vec![(line.to_owned(), ask(&pair.direct.address()))],
+            &vec![(line.to_owned(), ask(&pair.proxied()))],
+        );
+    }
+    let scenario = |address: &str| {
+        let mut transcript = Transcript::new();
+        let mut client = Raw::connect(address);
+        for line in [
+            "GET a",
+            "AUTH wrong",
+            "GET a",
+            "AUTH s3cret",
+            "SET a 1",
+            "AUTH wrong",
+            "GET a",
+            "AUTH default s3cret",
+            "GET a",
+            "HELLO 3",
+            "HELLO 2 AUTH default s3cret SETNAME me",
+            "CLIENT GETNAME",
+            "ACL WHOAMI",
+            "RESET",
+            "GET a",
+            "HELLO 3 AUTH default s3cret",
+            "GET a",
+        ] {
+            transcript.push((line.to_owned(), client.ask(&words(line))));
+        }
+        let mut client = Raw::connect(address);
+        let all = ["AUTH s3cret", "SET p 1", "GET p", "QUIT"]
+            .map(|line| command(&words(line)))
+            .concat();
+        client.send(&all);
+        transcript.push((
+            "AUTH in a pipeline".to_owned(),
+            client.until_closed(Duration::from_secs(3)).0,
+        ));
+        let mut client = Raw::connect(address);
+        client.send(b"*11\r\n");
+        transcript.push((
+            "a long command without a password".to_owned(),
+            client.until_closed(Duration::from_secs(2)).0,
+        ));
+        let mut client = Raw::connect(address);
+        client.send(b"*2\r\n$4\r\nECHO\r\n$20000\r\n");
+        transcript.push((
+            "a long bulk without a password".to_owned(),
+            client.until_closed(Duration::from_secs(2)).0,
+        ));
+        transcript
+    };
+    same(&scenario(&pair.direct.address()), &scenario(&pair.proxied()));
+}
+
+#[test]
+fn users_and_what_they_may_do_are_the_sources_own() {
+    let pair = Pair::start();
+    let scenario = |address: &str| {
+        let mut transcript = Transcript::new();
+        let mut client = Raw::connect(address);
+        for line in [
+            "ACL SETUSER bob on >hunter2 ~app:* +@read +set +multi +exec +hello +auth +reset &chat:*",
+            "SET app:1 one",
+            "SET other two",
+            "AUTH bob wrong",
+            "AUTH bob hunter2",
+            "ACL WHOAMI",
+            "GET app:1",
+            "GET other",
+            "SET other x",
+            "DEL app:1",
+            "PING",
+            "FLUSHALL",
+            "SUBSCRIBE private",
+            "MULTI",
+            "SET app:2 y",
+            "SET other z",
+            "EXEC",
+            "EVAL \"return 1\" 0",
+            "HELLO 3 AUTH bob hunter2",
+            "GET other",
+            "GET app:1",
+            "RESET",
+            "GET other",
+        ] {
+            transcript.push((line.to_owned(), client.ask(&words(line))));
+        }
+        // Somebody else, at the same time, is still who they were.
+        let mut other = Raw::connect(address);
+        for line in ["ACL WHOAMI", "GET other", "DEL other"] {
+            transcript.push((line.to_owned(), other.ask(&words(line))));
+        }
+        transcript
+    };
+    same(&scenario(&pair.direct.address()), &scenario(&pair.proxied()));
+}
+
+#[test]
+fn users_side_by_side_never_borrow_each_others_rights() {
+    let pair = Pair::start();
+    for server in [&pair.direct, &pair.behind] {
+        server.ask::<()>(&["ACL", "SETUSER", "reader", "on", ">pw", "~*", "+get", "+auth"]);
+    }
+    let wrong = AtomicUsize::new(0);
+    scope(|threads| {
+        for number in 0..16 {
+            let (address, wrong) = (pair.proxied(), &wrong);
+            threads.spawn(move || {
+                let mut client = Raw::connect(&address);
+                let reader = number % 2 == 0;
+                if reader {
+                    client.ask(&["AUTH", "reader", "pw"]);
+                }
+                for round in 0..200 {
+                    let reply = client.ask(&["SET".to_owned(), format!("k{number}"), round.to_string()]);
+                    let refused = reply.starts_with(b"-NOPERM");
+                    if refused != reader {
+                        wrong.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
+            });
+        }
+    });
+    assert_eq!(wrong.load(Ordering::Relaxed), 0, "replies with another user's rights");
+}
+
+// ---------------------------------------------------------------------------------------------- many at once
+
+#[test]
+fn no_reply_reaches_the_wrong_client() {
+    let pair = Pair::start();
+    let address = pair.proxied();
+    let began = Instant::now();
+    scope(|threads| {
+        for number in 0..100_usize {
+            let address = &address;
+            threads.spawn(move || {
+                let mut client = Raw::connect(address);
+                let three = number % 3 == 0;
+                if three {
+                    client.ask(&["HELLO", "3"]);
+                }
+                for round in 0..40_usize {
+                    let key = format!("own:{number}");
+                    let value = format!("{number}/{round}/{}", "v".repeat((number * 37 + round * 101) % 3_000));
+                    let mut request = Vec::new();
+                    let mut expected = Vec::new();
+                    for step in 0..(number + round) % 12 + 1 {
+                        request.extend(command(&["SET", &key, &value]));
+                        expected.extend_from_slice(b"+OK\r\n");
+                        request.extend(command(&["GET", &key]));
+                        expected.extend(format!("${}\r\n{value}\r\n", value.len()).into_bytes());
+                        if step % 3 == 0 {
+                            request.extend(command(&["GET", "nothing here"]));
+                            expected.extend_from_slice(if three { b"_\r\n" } else { b"$-1\r\n" });
+                        }
+                        if step % 5 == 1 {
+                            request.extend(command(&["MULTI"]));
+                            request.extend(command(&["ECHO", &key]));
+                            request.extend(command(&["EXEC"]));
+                            expected
+                                .extend(format!("+OK\r\n+QUEUED\r\n*1\r\n${}\r\n{key}\r\n", key.len()).into_bytes());
+                        }
+                    }
+                    client.send(&request);
+                    let mut got = Vec::new();
+                    while got.len() < expected.len() {
+                        got.extend(client.frame());
+                    }
+                    assert!(got == expected, "client {number} in round {round} got {}", shown(&got));
+                    // Some leave in the middle of their replies and come again.
+                    if (number + round) % 17 == 0 {
+                        client.send(&request);
+                        client = Raw::connect(address);
+                        if three {
+                            client.ask(&["HELLO", "3"]);
+                        }
+                    }
+                }
+            });
+        }
+    });
+    println!("100 clients took {:?}", began.elapsed());
+}
+
+#[test]
+fn connections_are_not_kept_after_their_clients_left() {
+    let pair = Pair::start();
+    let connected = || -> usize {
+        let list: String = pair.behind.ask(&["CLIENT", "LIST"]);
+        list.lines().count()
+    };
+    let before = connected();
+    for _ in 0..10 {
+        let mut clients: Vec<Raw> = (0..50).map(|_| Raw::connect(&pair.proxied())).collect();
+        for client in &mut clients {
+            client.ask(&["MULTI"]);
+            client.send(&command(&["BLPOP", "q", "0"]));
+        }
+    }
+    eventually(
+        "pinned connections go with their clients",
+        Duration::from_secs(10),
+        || connected() <= before + 20,
+    );
+    if let Some(proxy) = &pair.proxy {
+        eventually("the proxy counts no client", Duration::from_secs(5), || {
+            proxy.status().clients.connected == 0
+        });
+    }
+}
+
+// ---------------------------------------------------------------------------------------------- the commands
+
+/// Each with one reply; in this order; a `~` where any two servers differ.
+const COMMANDS: &str = include_str!("forwarding/commands.txt");
+const TRANSACTIONS: &str = include_str!("forwarding/transactions.txt");
+const SCRIPTS: &str = include_str!("forwarding/scripts.txt");

@@ -1,0 +1,119 @@
+//! A Redis server.
+
+use std::{process::Command, time::Duration};
+
+use tempfile::TempDir;
+
+use super::{eventually, port::Port, process};
+
+pub struct RedisServer {
+    port: Port,
+    dir: TempDir,
+    args: Vec<String>,
+    password: Option<String>,
+    process: Option<process::Process>,
+}
+
+impl RedisServer {
+    /// A server with these further arguments (`--requirepass x`, `--maxmemory 1mb`); nothing is kept on disk.
+    pub fn start(args: &[&str]) -> RedisServer {
+        let password = args
+            .iter()
+            .position(|arg| *arg == "--requirepass")
+            .map(|at| args[at + 1].to_owned());
+        let mut server = RedisServer {
+            port: Port::free(),
+            dir: tempfile::tempdir().unwrap(),
+            args: args.iter().map(ToString::to_string).collect(),
+            password,
+            process: None,
+        };
+        server.restart();
+        server
+    }
+
+    /// Starts it again on the same port; what it held is gone unless it was told to keep it.
+    pub fn restart(&mut self) {
+        self.stop();
+        let log = self.dir.path().join("log");
+        let mut command = Command::new(process::program(&["redis-server"]));
+        command
+            .args([
+                "--port",
+                &self.port.number().to_string(),
+                "--bind",
+                "127.0.0.1",
+                "--save",
+                "",
+                "--dir",
+            ])
+            .arg(self.dir.path())
+            .args(["--daemonize", "no", "--databases", "16"])
+            .args(&self.args);
+        self.process = Some(process::Process::start("redis-server", &mut command, &log));
+        eventually(
+            &format!("redis-server answers: {}", process::tail(&log, 5)),
+            Duration::from_secs(10),
+            || self.client().get_connection().is_ok(),
+        );
+    }
+
+    /// Ends it at once, as a crash would: connections are reset, data is gone.
+    pub fn stop(&mut self) {
+        self.process = None;
+    }
+
+    /// The process stops running but its connections stay: a server that hangs.
+    pub fn freeze(&self) {
+        self.process.as_ref().unwrap().signal("STOP");
+    }
+
+    pub fn thaw(&self) {
+        self.process.as_ref().unwrap().signal("CONT");
+    }
+
+    pub fn address(&self) -> String {
+        self.port.address()
+    }
+
+    pub fn url(&self) -> String {
+        match &self.password {
+            Some(password) => format!("redis://:{password}@{}", self.address()),
+            None => format!("redis://{}", self.address()),
+        }
+    }
+
+    pub fn client(&self) -> redis::Client {
+        redis::Client::open(self.url()).unwrap()
+    }
+
+    /// A connection straight to this server, past any proxy.
+    pub fn connection(&self) -> redis::Connection {
+        connect(&self.url())
+    }
+
+    /// One command straight to this server.
+    pub fn ask<T: redis::FromRedisValue>(&self, parts: &[&str]) -> T {
+        ask(&mut self.connection(), parts)
+    }
+}
+
+/// A connection that gives up rather than hang.
+pub fn connect(url: &str) -> redis::Connection {
+    let client = redis::Client::open(url).unwrap();
+    let connection = client.get_connection_with_timeout(Duration::from_secs(10)).unwrap();
+    connection.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    connection
+}
+
+pub fn ask<T: redis::FromRedisValue>(connection: &mut redis::Connection, parts: &[&str]) -> T {
+    try_ask(connection, parts).unwrap_or_else(|error| panic!("{parts:?}: {error}"))
+}
+
+pub fn try_ask<T: redis::FromRedisValue>(connection: &mut redis::Connection, parts: &[&str]) -> redis::RedisResult<T> {
+    let mut command = redis::cmd(parts[0]);
+    for part in &parts[1..] {
+        command.arg(*part);
+    }
+    command.query(connection)
+}
