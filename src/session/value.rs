@@ -130,12 +130,15 @@ fn is_python_int(value: &[u8]) -> bool {
         .all(|group| !group.is_empty() && group.iter().all(u8::is_ascii_digit))
 }
 
+/// The whole content of one stream, at most [`MAX_VALUE_BYTES`].
+type Decompressor = fn(&[u8]) -> Result<Vec<u8>, Undecodable>;
+
 /// A compressor that a backend may be configured with.
 struct Compressor {
     format: &'static str,
     recognise: fn(&[u8]) -> bool,
     /// `None` where we know the format and do not read it.
-    decompress: Option<fn(&[u8]) -> Result<Vec<u8>, Undecodable>>,
+    decompress: Option<Decompressor>,
 }
 
 /// Brotli is missing: its streams begin with no magic number, so such a value is in no known format.
@@ -152,7 +155,7 @@ const COMPRESSORS: [Compressor; 6] = [
     },
     Compressor {
         format: "lzma",
-        recognise: |v| v.starts_with(b"\xfd7zXZ"),
+        recognise: |v| v.starts_with(b"\xfd7zX"),
         decompress: None,
     },
     Compressor {
