@@ -1,8 +1,9 @@
 //! The session room against what Django itself wrote and read.
 //!
-//! `vectors/*.json` were recorded from real Django versions, a real Redis and a real database: session dictionaries, the
-//! Redis values and rows that Django made of them, and input that a reader must survive. Each vector carries a policy:
-//! `accept` and `accept_lossy` become the row that Django writes, `no_db` and `opaque` have no row, `reject` is refused.
+//! `vectors/*.json` were recorded from real Django versions, a real Redis and a real database: session dictionaries,
+//! the Redis values and rows that Django made of them, and input that a reader must survive. Each vector carries a
+//! policy: `accept` and `accept_lossy` become the row that Django writes, `no_db` and `opaque` have no row, `reject` is
+//! refused.
 
 #![allow(clippy::unwrap_used)] // a test fails by panicking
 
@@ -21,8 +22,8 @@ use sessionferry::session::{Comparison, Engine, KeyPatterns, RowCodec, RowError,
 const SECRET: &str = "golden-secret-key-for-vectors-0123456789abcdef";
 /// The frozen clock of the recordings.
 const NOW: i64 = 1_768_478_400;
-/// What any single value may take, in a build without optimizations: on an idle core the slowest takes 60 ms, and without
-/// limits the bombs take seconds to forever. The rest is for a busy machine.
+/// What any single value may take, in a build without optimizations: on an idle core the slowest takes 60 ms, and
+/// without limits the bombs take seconds to forever. The rest is for a busy machine.
 const TIME_LIMIT: Duration = Duration::from_millis(300);
 const VERSIONS: [&str; 3] = ["dj4.2", "dj5.2", "dj6.1"];
 

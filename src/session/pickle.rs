@@ -1,18 +1,19 @@
 //! Python pickles, protocols 0 to 5, read as data: a parser that never executes anything.
 //!
-//! What a pickle may hold here is plain data: numbers, texts, containers, and the values in [`global`]. Any other class
-//! or function makes the whole session opaque, even where its result is dropped: the reason names it, nothing imports it.
-//! Everything is bounded: the value's size, its objects, the stack, the memo, and the work that calls can ask for. There
-//! is no recursion, so nesting costs no stack; how deep it goes is judged when JSON is written.
+//! What a pickle may hold here is plain data: numbers, texts, containers, and the values in the table of known globals.
+//! Any other class or function makes the whole session opaque, even where its result is dropped: the reason names it,
+//! nothing imports it. Everything is bounded: the value's size, its objects, the stack, the memo, and the work that
+//! calls can ask for. There is no recursion, so nesting costs no stack; how deep it goes is judged when JSON is
+//! written.
 //!
-//! Not read, since no Django backend writes it: the extension registry, persistent ids, out-of-band buffers, bytes after
-//! STOP, a stack with more than one object at STOP. A FRAME must fit the value and is otherwise passed over, as
+//! Not read, since no Django backend writes it: the extension registry, persistent ids, out-of-band buffers, bytes
+//! after STOP, a stack with more than one object at STOP. A FRAME must fit the value and is otherwise passed over, as
 //! CPython's own reader does.
 //!
-//! Why not the crate `serde-pickle`: it resolves a shared reference by copying, so four hundred bytes expand to 2^60
-//! elements before a limit could act, it knows no limits at all; a cycle and a lone surrogate are errors; calls become
-//! nothing or an error without the type's name, so that a datetime, a SafeString and an attack look the same; and 64-bit
-//! and larger integers, and which of two equal dict keys came last, are lost on the way into serde's data model.
+//! Why not the crate `serde-pickle`: its values are an owned tree, so that a shared reference is copied (four hundred
+//! bytes expand to 2^60 elements) and a cycle is an error; it builds that tree recursively and without limits; its maps
+//! are sorted, while a row keeps the order of Django's dictionary; its texts are Rust strings, which hold no lone
+//! surrogate; and it knows neither datetimes, SafeString and the other honest classes, nor what to call the rest.
 
 mod datetime;
 pub(crate) mod global;
@@ -36,7 +37,8 @@ const MAX_MEMO: usize = MAX_OBJECTS;
 /// Bytes that unescaped texts may add to the value's own.
 const MAX_ADDED_TEXT: usize = MAX_VALUE_BYTES;
 
-/// Bytes that calls may look at in all; a call on a remembered text costs few bytes of pickle, whatever the text's size.
+/// Bytes that calls may look at in all; a call on a remembered text costs few bytes of pickle, whatever the text's
+/// size.
 const MAX_WORK: usize = 4 * MAX_VALUE_BYTES;
 
 /// Longest name of a class in a message.

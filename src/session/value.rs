@@ -1,7 +1,7 @@
 //! A Redis value to the dictionary it holds: what compressed it, what serialized it.
 //!
 //! Every value is looked at on its own, since a site's settings change over its life and old values stay. A format that
-//! is recognised but not read is an error with the format's name; adding one is a line in [`COMPRESSORS`] and a function.
+//! is recognised but not read is an error with the format's name; adding one is a line in `COMPRESSORS` and a function.
 
 use flate2::{Decompress, FlushDecompress, Status};
 
@@ -15,7 +15,8 @@ pub enum Serializer {
     /// Recognised per value: a JSON object starts with a brace, which no pickle of a dictionary does.
     #[default]
     Auto,
-    /// Python's pickle, the default of every backend. Django could not read anything else there, so nothing else is read.
+    /// Python's pickle, the default of every backend. Django could not read anything else there, so nothing else is
+    /// read.
     Pickle,
     /// JSON in UTF-8.
     Json,
