@@ -268,8 +268,7 @@ fn write_str(out: &mut Vec<u8>, text: &[u8]) {
     out.push(b'"');
     let mut rest = text;
     loop {
-        let plain = |b: &u8| (b' '..=b'~').contains(b) && !matches!(b, b'"' | b'\\');
-        let run = rest.iter().position(|b| !plain(b)).unwrap_or(rest.len());
+        let run = plain_prefix(rest);
         out.extend_from_slice(&rest[..run]);
         rest = &rest[run..];
         let Some(&first) = rest.first() else { break };
@@ -297,6 +296,28 @@ fn write_str(out: &mut Vec<u8>, text: &[u8]) {
     out.push(b'"');
 }
 
+/// How many bytes at the start are written as they are: printable ASCII but for quote and backslash.
+///
+/// Eight at a time, for most of a session is plain text.
+fn plain_prefix(text: &[u8]) -> usize {
+    const ONES: u64 = u64::MAX / 255;
+    const HIGH: u64 = ONES * 0x80;
+    let plain = |b: &u8| (b' '..=b'~').contains(b) && !matches!(b, b'"' | b'\\');
+    let (words, _) = text.as_chunks::<8>();
+    // A borrow out of one byte may disturb the next, but only where that one byte is not plain itself.
+    let has_zero = |word: u64| word.wrapping_sub(ONES) & !word & HIGH != 0;
+    let plain_word = |bytes: &[u8; 8]| {
+        let word = u64::from_ne_bytes(*bytes);
+        word & HIGH == 0
+            && word.wrapping_add(ONES) & HIGH == 0 // no 0x7f
+            && word.wrapping_sub(ONES * 0x20) & HIGH == 0 // none below a space
+            && !has_zero(word ^ (ONES * 0x22))
+            && !has_zero(word ^ (ONES * 0x5c))
+    };
+    let start = words.iter().take_while(|word| plain_word(word)).count() * 8;
+    start + text[start..].iter().take_while(|b| plain(b)).count()
+}
+
 fn write_escape(out: &mut Vec<u8>, unit: u32) {
     const HEX: &[u8; 16] = b"0123456789abcdef";
     let digit = |shift: u32| HEX[(unit >> shift & 15) as usize];
@@ -316,4 +337,68 @@ fn code_point(bytes: &[u8]) -> (u32, usize) {
         .iter()
         .fold(u32::from(lead), |code, b| code << 6 | u32::from(b & 0x3f));
     (code, len)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_byte_that_needs_an_escape_ends_the_plain_prefix() {
+        for byte in 0..=255u8 {
+            for at in 0..20 {
+                let mut text = [b'x'; 20];
+                text[at] = byte;
+                let plain = (b' '..=b'~').contains(&byte) && byte != b'"' && byte != b'\\';
+                assert_eq!(plain_prefix(&text), if plain { 20 } else { at }, "{byte:#x} at {at}");
+            }
+        }
+    }
+
+    /// Pickles by hand, for what no pickler writes or what the recordings do not hold.
+    fn check(pickle: &[u8], expected: Result<&str, NotJson>) {
+        let written = super::super::pickle::parse(pickle.to_vec()).unwrap().to_json();
+        assert_eq!(
+            written.as_deref(),
+            expected.as_ref().map(|text| text.as_bytes()),
+            "{pickle:?}"
+        );
+    }
+
+    #[test]
+    fn keys_are_written_as_text_and_the_last_of_two_comes_last() {
+        check(b"}(K\x01K\x02U\x011K\x03u.", Ok(r#"{"1":2,"1":3}"#));
+        check(
+            b"}(NK\x02\x88K\x03G?\xf8\0\0\0\0\0\0K\x04u.",
+            Ok(r#"{"null":2,"true":3,"1.5":4}"#),
+        );
+        check(b"}(K\x01N\x88Nu.", Err(NotJson::EqualKeys));
+        check(b"}(K\0NG\x80\0\0\0\0\0\0\0Nu.", Err(NotJson::EqualKeys));
+        check(b"})Ns.", Err(NotJson::Key { type_name: "tuple" }));
+    }
+
+    #[test]
+    fn only_the_sessions_own_expiry_may_be_a_datetime() {
+        const DATETIME: &[u8] = b"cdatetime\ndatetime\nC\x0a\x07\xea\x01\x02\x03\x04\x05\0\0\0\x85R";
+        let datetime = NotJson::Type {
+            type_name: "datetime.datetime",
+        };
+        let key = b"U\x0f_session_expiry";
+        check(
+            &[b"}", &key[..], DATETIME, b"s."].concat(),
+            Ok(r#"{"_session_expiry":"2026-01-02T03:04:05"}"#),
+        );
+        check(&[b"}U\x01x", DATETIME, b"s."].concat(), Err(datetime.clone()));
+        check(
+            &[b"}U\x01x}", &key[..], DATETIME, b"ss."].concat(),
+            Err(datetime.clone()),
+        );
+        check(&[b"}", &key[..], b"]", DATETIME, b"as."].concat(), Err(datetime));
+    }
+
+    #[test]
+    fn what_is_shared_is_written_twice_and_what_is_cyclic_not_at_all() {
+        check(b"}U\x01a](]q\0h\0es.", Ok(r#"{"a":[[],[]]}"#));
+        check(b"}q\0U\x01ah\0s.", Err(NotJson::Cyclic));
+    }
 }

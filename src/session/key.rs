@@ -28,8 +28,8 @@ pub const MAX_PATTERNS: usize = 16;
 enum Shape {
     /// Exactly what stock Django makes: 32 of `[a-z0-9]`.
     Stock,
-    /// What a custom store may make: 8 to 128 of `[A-Za-z0-9-]`. Wider than stock on purpose, since taking a session for
-    /// something else loses it, and taking something else for a session only copies one key too many.
+    /// What a custom store may make: 8 to 128 of `[A-Za-z0-9-]`. Wider than stock on purpose, since taking a session
+    /// for something else loses it, and taking something else for a session only copies one key too many.
     Custom,
 }
 

@@ -6,8 +6,8 @@
 /// Most bytes that one session's value may have, after decompression. A hundred times what a large session has.
 pub const MAX_VALUE_BYTES: usize = 8 << 20;
 
-/// Most objects in one session; each costs 32 bytes.
-pub const MAX_OBJECTS: usize = 1 << 20;
+/// Most objects in one session: one for each 16 bytes of the largest value. Each costs 32 bytes of memory.
+pub const MAX_OBJECTS: usize = MAX_VALUE_BYTES / 16;
 
 /// Deepest nesting of containers, the session's own dictionary included. Python's `json` module stops at about a
 /// thousand, less what the caller's stack already uses, and a row that Django cannot read logs its user out.

@@ -35,8 +35,8 @@ impl Unstorable {
 /// Messages never hold what the row holds.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RowError {
-    /// Another SECRET_KEY, another salt, or a forged row. Where it is the first two, every row fails like this: the check
-    /// at start-up must not pass.
+    /// Another SECRET_KEY, another salt, or a forged row. Where it is the first two, every row fails like this: the
+    /// check at start-up must not pass.
     #[error("the row's signature does not match the secret key and salt")]
     BadSignature,
     /// The envelope is broken although, or because, it is not a matter of the key.

@@ -81,7 +81,8 @@ impl Signer {
         }
     }
 
-    /// The text for `session_data`. `now_seconds` is seconds since the Unix epoch; readers only check that it is a number.
+    /// The text for `session_data`. `now_seconds` is seconds since the Unix epoch; readers only check that it is a
+    /// number.
     pub fn sign(&self, payload: &[u8], now_seconds: i64) -> String {
         let packed = compress(payload);
         // Base64 turns three bytes into four characters; the rest is two colons, a dot, six or seven of timestamp.

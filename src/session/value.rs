@@ -1,7 +1,7 @@
 //! A Redis value to the dictionary it holds: what compressed it, what serialized it.
 //!
 //! Every value is looked at on its own, since a site's settings change over its life and old values stay. A format that
-//! is recognised but not read is an error with the format's name; adding one is a line in [`COMPRESSORS`] and a function.
+//! is recognised but not read is an error with the format's name; adding one is a line in `COMPRESSORS` and a function.
 
 use flate2::{Decompress, FlushDecompress, Status};
 
@@ -15,7 +15,8 @@ pub enum Serializer {
     /// Recognised per value: a JSON object starts with a brace, which no pickle of a dictionary does.
     #[default]
     Auto,
-    /// Python's pickle, the default of every backend. Django could not read anything else there, so nothing else is read.
+    /// Python's pickle, the default of every backend. Django could not read anything else there, so nothing else is
+    /// read.
     Pickle,
     /// JSON in UTF-8.
     Json,
@@ -130,12 +131,15 @@ fn is_python_int(value: &[u8]) -> bool {
         .all(|group| !group.is_empty() && group.iter().all(u8::is_ascii_digit))
 }
 
+/// The whole content of one stream, at most [`MAX_VALUE_BYTES`].
+type Decompressor = fn(&[u8]) -> Result<Vec<u8>, Undecodable>;
+
 /// A compressor that a backend may be configured with.
 struct Compressor {
     format: &'static str,
     recognise: fn(&[u8]) -> bool,
     /// `None` where we know the format and do not read it.
-    decompress: Option<fn(&[u8]) -> Result<Vec<u8>, Undecodable>>,
+    decompress: Option<Decompressor>,
 }
 
 /// Brotli is missing: its streams begin with no magic number, so such a value is in no known format.
@@ -152,7 +156,7 @@ const COMPRESSORS: [Compressor; 6] = [
     },
     Compressor {
         format: "lzma",
-        recognise: |v| v.starts_with(b"\xfd7zXZ"),
+        recognise: |v| v.starts_with(b"\xfd7zX"),
         decompress: None,
     },
     Compressor {

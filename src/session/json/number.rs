@@ -21,13 +21,23 @@ pub(super) fn write_float(out: &mut Vec<u8>, number: f64) {
         out.extend_from_slice(b"Infinity");
         return;
     }
-    // Rust's `{:e}` gives the same shortest digits: `d.ddde-5`.
+    // Rust's `{:e}` gives the same shortest digits, `d.ddde-5`, but for ties.
     let mut buffer = [0; 32];
-    let mut cursor = std::io::Cursor::new(&mut buffer[..]);
-    let _ = write!(cursor, "{:e}", number.abs());
-    let len = cursor.position() as usize;
-    let text = &buffer[..len];
-    let at = text.iter().position(|b| *b == b'e').unwrap_or(len);
+    let mut text = digits(&mut buffer, number, None);
+    let mut rounded = [0; 32];
+    let count = text
+        .iter()
+        .take_while(|b| **b != b'e')
+        .filter(|b| b.is_ascii_digit())
+        .count();
+    if count >= TIE_DIGITS {
+        // Of two equally near, Python takes the even one, as rounding to that many digits does.
+        let even = digits(&mut rounded, number, Some(count - 1));
+        if std::str::from_utf8(even).is_ok_and(|even| even.parse() == Ok(number.abs())) {
+            text = even;
+        }
+    }
+    let at = text.iter().position(|b| *b == b'e').unwrap_or(text.len());
     let exponent: i32 = text
         .get(at + 1..)
         .and_then(|e| std::str::from_utf8(e).ok()?.parse().ok())
@@ -60,6 +70,20 @@ pub(super) fn write_float(out: &mut Vec<u8>, number: f64) {
     }
 }
 
+/// Fewest digits at which two shortest texts may be equally near: every text of 15 digits is a float of its own.
+const TIE_DIGITS: usize = 16;
+
+/// The digits of a float's size in scientific form: the shortest, or with so many of them after the point.
+fn digits(buffer: &mut [u8; 32], number: f64, after_point: Option<usize>) -> &[u8] {
+    let mut cursor = std::io::Cursor::new(&mut buffer[..]);
+    let _ = match after_point {
+        None => write!(cursor, "{:e}", number.abs()),
+        Some(count) => write!(cursor, "{:.*e}", count, number.abs()),
+    };
+    let len = cursor.position() as usize;
+    &buffer[..len]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -83,6 +107,10 @@ mod tests {
             (9999999999999998.0, "9999999999999998.0"),
             (1e16, "1e+16"),
             (1.2345e22, "1.2345e+22"),
+            // Halfway between two texts of 17 digits.
+            (-1626873471000000.0 - 0.25, "-1626873471000000.2"),
+            (1626873471000000.0 + 0.75, "1626873471000000.8"),
+            (-1649712460322059.0 - 0.25, "-1649712460322059.2"),
             (1e300, "1e+300"),
             (5e-324, "5e-324"),
             (f64::MAX, "1.7976931348623157e+308"),
