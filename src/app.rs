@@ -20,7 +20,7 @@ use crate::proxy::identity::Servers;
 use crate::proxy::{self, Listener, Proxy, Shared};
 use crate::session::KeyPatterns;
 use crate::session::row::RowCodec;
-use crate::sink::{Database, DatabaseOptions, RedisStore};
+use crate::sink::{Database, DatabaseOptions, RedisStore, StoreErrorKind};
 use crate::status::Authority;
 use crate::tee::delivery::{Counters, Delivery, Rows, Stores};
 use crate::tee::{SinkName, Tee};
@@ -158,6 +158,7 @@ async fn serve(config: &Config) -> Result<(), String> {
         journaled: config.tee.ack != Ack::Source,
         workers: config.workers,
         max_clients: config.client.max,
+        asks_password: AtomicBool::new(asks_password(&setup.source).await),
     });
     let listen = match &config.listen {
         Listen::Tcp(address) => proxy::Listen::Tcp(address.clone()),
@@ -322,6 +323,16 @@ fn replay(tee: &Tee, recovered: &journal::Recovered) {
     if !recovered.writes.is_empty() || recovered.wipe.is_some() {
         let (sessions, torn) = (recovered.writes.len(), recovered.torn);
         tracing::info!(sessions, torn, "writes of an earlier run are looked at again");
+    }
+}
+
+/// Whether the server refuses those who have not authenticated. A server that is away is taken to: a password in its
+/// URL is there for a reason.
+async fn asks_password(endpoint: &Endpoint) -> bool {
+    let nobody = Endpoint { username: None, password: None, ..endpoint.clone() };
+    match RedisStore::new(nobody).ping().await {
+        Ok(()) => false,
+        Err(error) => error.kind() == StoreErrorKind::Auth || endpoint.password.is_some(),
     }
 }
 

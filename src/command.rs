@@ -99,6 +99,10 @@ impl CommandId {
         lookup_slow(name)
     }
 
+    pub fn is_unknown(self) -> bool {
+        self == Self::UNKNOWN
+    }
+
     pub fn entry(self) -> &'static Entry {
         table::TABLE.get(usize::from(self.0)).unwrap_or(&UNKNOWN)
     }

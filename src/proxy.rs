@@ -16,6 +16,7 @@ mod upstream;
 mod worker;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
@@ -41,6 +42,8 @@ pub struct Shared {
     pub journaled: bool,
     pub workers: usize,
     pub max_clients: usize,
+    /// The source answers nobody who has not authenticated; neither does the proxy, then.
+    pub asks_password: AtomicBool,
 }
 
 /// The running workers.

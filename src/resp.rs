@@ -24,6 +24,10 @@ pub enum ProtocolError {
     ExpectedBulk(char),
     #[error("Protocol error: invalid bulk length")]
     InvalidBulkLength,
+    #[error("Protocol error: unauthenticated multibulk length")]
+    UnauthenticatedCount,
+    #[error("Protocol error: unauthenticated bulk length")]
+    UnauthenticatedBulkLength,
     #[error("Protocol error: too big inline request")]
     InlineTooBig,
     #[error("Protocol error: unbalanced quotes in request")]

@@ -6,6 +6,7 @@
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::rc::Rc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
@@ -408,6 +409,8 @@ impl Downstream {
     fn process(&mut self, bytes: &[u8]) -> (usize, bool) {
         let client = self.client.clone();
         let mut used = 0;
+        self.scanner.unauthenticated =
+            client.worker.shared.asks_password.load(Relaxed) && client.identity.borrow().credentials.is_none();
         while used < bytes.len() && !client.closing.get() && !client.closed.get() {
             match self.scanner.scan(&bytes[used..]) {
                 Ok(None) => return (used, false),
@@ -483,6 +486,12 @@ impl Downstream {
             // Nothing may overtake a blocked command, and a confirmation must be told from other replies.
             _ if pinned && self.must_wait(entry.connection) => return Dispatch::AwaitReplies,
             _ => {}
+        }
+        if command.is_unknown() && is_http(&frame[request.name.clone()]) {
+            // Redis's own guard against a browser that was made to speak to it.
+            tracing::warn!(client = client.id, "possible cross-protocol attack: a client speaks HTTP; closing it");
+            client.close();
+            return Dispatch::Done;
         }
         let args: Vec<&[u8]> = Args::new(frame).collect();
         let in_transaction = client.pin.borrow().as_ref().is_some_and(|pin| pin.transaction.is_some());
@@ -859,6 +868,11 @@ impl Downstream {
         self.send_pinned(command, frame, request, kind);
         Dispatch::Done
     }
+}
+
+/// The words that Redis takes for HTTP.
+fn is_http(name: &[u8]) -> bool {
+    name.eq_ignore_ascii_case(b"post") || name.eq_ignore_ascii_case(b"host:")
 }
 
 /// Session writes that leave the same state when they are executed twice.

@@ -37,7 +37,7 @@ const RECONNECT_CAP: Duration = Duration::from_millis(250);
 const READ_LEN: usize = 64 * 1024;
 /// A buffer that grew beyond this is given back once it is empty, bytes.
 const KEEP_LEN: usize = 1024 * 1024;
-/// A batch of replies beyond this is handed to the clients before more is read, bytes.
+/// After so many bytes of replies the worker's other connections have their turn.
 const MAX_READ_BATCH: usize = 256 * 1024;
 
 /// What a command is to the connection.
@@ -319,7 +319,7 @@ impl Upstream {
             return Poll::Ready("closed".into());
         }
         // Replies first: they free clients, whose next commands then leave in the same write.
-        let (mut batch, mut read_any) = (0, false);
+        let mut batch = 0;
         loop {
             let spare = buffer.capacity() - buffer.len();
             if spare < READ_LEN / 4 {
@@ -329,13 +329,13 @@ impl Upstream {
                 Poll::Ready(Ok(0)) => return Poll::Ready("closed by the server".into()),
                 Poll::Ready(Ok(read)) => {
                     batch += read;
-                    read_any = true;
                     if let Err(reason) = self.handle_replies(scanner, buffer) {
                         return Poll::Ready(reason);
                     }
                     if batch >= MAX_READ_BATCH {
-                        self.worker.flush_clients();
-                        batch = 0;
+                        // There is more, but the worker's other connections come first.
+                        cx.waker().wake_by_ref();
+                        break;
                     }
                 }
                 Poll::Ready(Err(error)) => return Poll::Ready(error.to_string()),
@@ -343,7 +343,7 @@ impl Upstream {
             }
         }
         self.worker.flush_clients();
-        if read_any {
+        if batch > 0 {
             self.worker.wake_backlogged();
         }
         if buffer.is_empty() && buffer.capacity() > KEEP_LEN {
@@ -407,7 +407,7 @@ impl Upstream {
             }
             return Ok(());
         }
-        if push {
+        if push && !self.exclusive {
             // Nothing on a shared connection asks for pushes; a server may still send one that concerns nobody.
             return Ok(());
         }

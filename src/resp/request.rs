@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::limits::{MAX_ARGS, MAX_BULK_LEN, MAX_LINE_LEN};
+use super::limits::{MAX_ARGS, MAX_BULK_LEN, MAX_LINE_LEN, MAX_UNAUTHENTICATED_ARGS, MAX_UNAUTHENTICATED_BULK_LEN};
 use super::{ProtocolError, inline, parse_integer};
 
 /// A whole request at the start of a buffer.
@@ -28,6 +28,8 @@ pub struct RequestScanner {
     name: Range<usize>,
     first: Range<usize>,
     in_multibulk: bool,
+    /// The narrow limits apply: a password is asked for, and the client has given none.
+    pub unauthenticated: bool,
 }
 
 impl RequestScanner {
@@ -45,6 +47,9 @@ impl RequestScanner {
             }
             let Some((count, next)) = line(buffer, 1, ProtocolError::CountTooBig)? else { return Ok(None) };
             let count = parse_integer(count).filter(|&n| n <= MAX_ARGS).ok_or(ProtocolError::InvalidCount)?;
+            if self.unauthenticated && count > MAX_UNAUTHENTICATED_ARGS {
+                return Err(ProtocolError::UnauthenticatedCount);
+            }
             if count <= 0 {
                 return Ok(Some(Request { len: next, argc: 0, name: 0..0, first: 0..0 }));
             }
@@ -70,7 +75,11 @@ impl RequestScanner {
             };
             let len = parse_integer(digits)
                 .filter(|n| (0..=MAX_BULK_LEN).contains(n))
-                .ok_or(ProtocolError::InvalidBulkLength)? as usize;
+                .ok_or(ProtocolError::InvalidBulkLength)?;
+            if self.unauthenticated && len > MAX_UNAUTHENTICATED_BULK_LEN {
+                return Err(ProtocolError::UnauthenticatedBulkLength);
+            }
+            let len = len as usize;
             if buffer.len() < start + len + 2 {
                 return Ok(None);
             }
@@ -84,7 +93,7 @@ impl RequestScanner {
             self.args_left -= 1;
         }
         let request = Request { len: self.pos, argc: self.argc, name: self.name.clone(), first: self.first.clone() };
-        *self = Self::default();
+        *self = Self { unauthenticated: self.unauthenticated, ..Self::default() };
         Ok(Some(request))
     }
 
