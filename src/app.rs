@@ -9,9 +9,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::check::{Finding, Level, Subject, preflight};
+use crate::check::{Finding, Level, Stops, Subject, preflight};
 use crate::clock::now_ms;
-use crate::config::{Ack, Config, DatabaseMode, Listen};
+use crate::config::{Ack, Config, DatabaseMode, Listen, OnFlush};
 use crate::journal::{self, Journal};
 use crate::migrate::state::{DataDir, State};
 use crate::migrate::{Controller, Parts};
@@ -63,15 +63,29 @@ fn setup(config: &Config) -> Result<Setup, String> {
             makes_table = url.expose().trim_start().to_ascii_lowercase().starts_with("sqlite")
                 && config.database.mode == DatabaseMode::Write;
             let database = Database::open(url.expose(), options).map_err(|error| format!("database.url: {error}"))?;
-            let fallbacks: Vec<Vec<u8>> =
-                config.django.secret_key_fallbacks.iter().map(|key| key.expose().as_bytes().to_vec()).collect();
+            let fallbacks: Vec<Vec<u8>> = config
+                .django
+                .secret_key_fallbacks
+                .iter()
+                .map(|key| key.expose().as_bytes().to_vec())
+                .collect();
             let codec = RowCodec::new(secret_key.expose().as_bytes(), &fallbacks, &config.django.salt);
             let cookie_age = config.django.cookie_age.as_secs() as i64;
-            Some(Arc::new(Rows { database, codec, cookie_age }))
+            Some(Arc::new(Rows {
+                database,
+                codec,
+                cookie_age,
+            }))
         }
         _ => None,
     };
-    Ok(Setup { source, target, patterns, rows, makes_table })
+    Ok(Setup {
+        source,
+        target,
+        patterns,
+        rows,
+        makes_table,
+    })
 }
 
 /// `sessionferry check`: what was found, the worst of it deciding the exit code.
@@ -84,7 +98,10 @@ pub fn check(config: &Config) -> Result<Vec<Finding>, String> {
         .enable_all()
         .build()
         .map_err(|error| format!("cannot start: {error}"))?;
-    let (source, target) = (RedisStore::new(setup.source.clone()), RedisStore::new(setup.target.clone()));
+    let (source, target) = (
+        RedisStore::new(setup.source.clone()),
+        RedisStore::new(setup.target.clone()),
+    );
     let subject = Subject {
         source: &source,
         target: &target,
@@ -122,20 +139,23 @@ pub fn run(config: &Config) -> Result<(), String> {
 
 async fn serve(config: &Config) -> Result<(), String> {
     let setup = setup(config)?;
-    let (data_dir, mut state) =
-        DataDir::open(&config.data_dir, setup.source.to_string(), setup.target.to_string()).map_err(|e| e.to_string())?;
-    let warnings = same_move(&setup, &data_dir, &mut state)?;
+    let (data_dir, mut state) = DataDir::open(&config.data_dir, setup.source.to_string(), setup.target.to_string())
+        .map_err(|e| e.to_string())?;
+    let mut warnings = same_move(&setup, &data_dir, &mut state)?;
     let stores = Stores::new(
         RedisStore::new(setup.source.clone()),
         RedisStore::new(setup.target.clone()),
         state.authority,
     );
-    ask_before_start(config, &setup, &stores, data_dir.fresh).await?;
+    warnings.extend(ask_before_start(config, &setup, &stores, data_dir.fresh).await?);
     if setup.makes_table
         && let Some(rows) = &setup.rows
         && rows.database.inspect().await.is_ok_and(|report| !report.exists)
     {
-        rows.database.create_table().await.map_err(|error| format!("cannot make the table: {error}"))?;
+        rows.database
+            .create_table()
+            .await
+            .map_err(|error| format!("cannot make the table: {error}"))?;
     }
     data_dir.save(&state).map_err(|error| error.to_string())?;
 
@@ -143,7 +163,12 @@ async fn serve(config: &Config) -> Result<(), String> {
     let recovered = journal::recover(&data_dir.journal()).map_err(|error| error.to_string())?;
     let journal = Arc::new(Journal::open(&data_dir.journal(), &recovered).map_err(|error| error.to_string())?);
     let writes_rows = setup.rows.is_some() && config.database.mode == DatabaseMode::Write;
-    let tee = Arc::new(Tee::new(setup.patterns.clone(), recovered.last_seq + 1, writes_rows, state.digest_key));
+    let tee = Arc::new(Tee::new(
+        setup.patterns.clone(),
+        recovered.last_seq + 1,
+        writes_rows,
+        state.digest_key,
+    ));
     if state.phase == crate::status::Phase::Finished {
         tee.redis.disable();
     }
@@ -153,29 +178,45 @@ async fn serve(config: &Config) -> Result<(), String> {
     let shared = Arc::new(Shared {
         tee: tee.clone(),
         journal: journal.clone(),
-        servers: Servers { source: setup.source.clone(), target: setup.target.clone() },
+        servers: Servers {
+            source: setup.source.clone(),
+            target: setup.target.clone(),
+        },
         sessions_db: setup.source.db,
         journaled: config.tee.ack != Ack::Source,
         workers: config.workers,
         max_clients: config.client.max,
+        refuses_flush: config.tee.on_flush == OnFlush::Refuse,
+        scripts: proxy::Scripts::default(),
         asks_password: AtomicBool::new(asks_password(&setup.source).await),
     });
     let listen = match &config.listen {
         Listen::Tcp(address) => proxy::Listen::Tcp(address.clone()),
         Listen::Unix(path) => proxy::Listen::Unix(path.clone()),
     };
-    let listener = Listener::bind(&listen)
-        .await
-        .map_err(|error| format!("cannot listen on {}: {error}; is another process there?", listen_text(&listen)))?;
-    let admin = TcpListener::bind(&config.admin.listen)
-        .await
-        .map_err(|error| format!("cannot listen on {} (admin): {error}; is another process there?", config.admin.listen))?;
-    let proxy = Arc::new(Proxy::start(shared, state.authority).map_err(|error| format!("cannot start workers: {error}"))?);
+    let listener = Listener::bind(&listen).await.map_err(|error| {
+        format!(
+            "cannot listen on {}: {error}; is another process there?",
+            listen_text(&listen)
+        )
+    })?;
+    let admin = TcpListener::bind(&config.admin.listen).await.map_err(|error| {
+        format!(
+            "cannot listen on {} (admin): {error}; is another process there?",
+            config.admin.listen
+        )
+    })?;
+    let proxy =
+        Arc::new(Proxy::start(shared, state.authority).map_err(|error| format!("cannot start workers: {error}"))?);
 
     let stop = CancellationToken::new();
     let tasks = TaskTracker::new();
     let counters = Arc::new(Counters::default());
-    let delivery = || Delivery { tee: tee.clone(), stores: stores.clone(), counters: counters.clone() };
+    let delivery = || Delivery {
+        tee: tee.clone(),
+        stores: stores.clone(),
+        counters: counters.clone(),
+    };
     tasks.spawn(delivery().run_redis(stop.clone()));
     if let (true, Some(rows)) = (writes_rows, &setup.rows) {
         tasks.spawn(delivery().run_database(rows.clone(), stop.clone()));
@@ -203,6 +244,7 @@ async fn serve(config: &Config) -> Result<(), String> {
         let controller = controller.clone();
         async move { controller.keep_census().await }
     });
+    tokio::spawn(controller.clone().watch_bypassing_writes());
     tokio::spawn({
         let controller = controller.clone();
         async move { controller.follow_wipes().await }
@@ -216,9 +258,17 @@ async fn serve(config: &Config) -> Result<(), String> {
             }
         }
     });
-    let admin_address = admin.local_addr().map(|address| address.to_string()).unwrap_or_default();
+    let admin_address = admin
+        .local_addr()
+        .map(|address| address.to_string())
+        .unwrap_or_default();
     let admin_stop = stop.child_token();
-    let admin_task = tokio::spawn(crate::admin::serve(admin, controller, config.admin.token.clone(), admin_stop.clone()));
+    let admin_task = tokio::spawn(crate::admin::serve(
+        admin,
+        controller,
+        config.admin.token.clone(),
+        admin_stop.clone(),
+    ));
     tracing::info!(
         listen = listener.address(), admin = admin_address, workers = config.workers, authority = %stores.authority(),
         "ready for Django"
@@ -242,7 +292,11 @@ async fn serve(config: &Config) -> Result<(), String> {
     if tee.is_drained() {
         journal.retire(u64::MAX);
     }
-    tracing::info!(pending_target = tee.redis.len(), pending_database = tee.database.len(), "ended");
+    tracing::info!(
+        pending_target = tee.redis.len(),
+        pending_database = tee.database.len(),
+        "ended"
+    );
     if let Listen::Unix(path) = &config.listen {
         let _ = std::fs::remove_file(path);
     }
@@ -284,8 +338,9 @@ fn same_move(setup: &Setup, data_dir: &DataDir, state: &mut State) -> Result<Vec
     Ok(vec![format!("{told}: run backfill and verify again")])
 }
 
-/// Before the first start everything must be right; later, what is away now may come back.
-async fn ask_before_start(config: &Config, setup: &Setup, stores: &Stores, fresh: bool) -> Result<(), String> {
+/// Before the first start everything must be right; later, what is away now may come back. Answers what an operator
+/// should keep seeing.
+async fn ask_before_start(config: &Config, setup: &Setup, stores: &Stores, fresh: bool) -> Result<Vec<String>, String> {
     let subject = Subject {
         source: &stores.source,
         target: &stores.target,
@@ -296,18 +351,25 @@ async fn ask_before_start(config: &Config, setup: &Setup, stores: &Stores, fresh
         patterns: &setup.patterns,
     };
     let findings = preflight(&subject).await;
-    let mut reasons = Vec::new();
+    let (mut reasons, mut warnings) = (Vec::new(), Vec::new());
     for finding in &findings {
         let (about, detail) = (finding.about, &finding.detail);
         match finding.level {
             Level::Green => tracing::info!(about, "{detail}"),
             Level::Yellow => tracing::warn!(about, "{detail}"),
-            Level::Red if fresh || finding.fatal => reasons.push(format!("{about}: {detail}")),
-            Level::Red => tracing::error!(about, "{detail}"),
+            Level::Red => {
+                tracing::error!(about, "{detail}");
+                let text = format!("{about}: {detail}");
+                match finding.stops {
+                    Stops::AnyStart => reasons.push(text),
+                    Stops::FirstStart if fresh => reasons.push(text),
+                    _ => warnings.push(format!("at start: {text}")),
+                }
+            }
         }
     }
     if reasons.is_empty() {
-        return Ok(());
+        return Ok(warnings);
     }
     Err(format!("not started, nothing was changed:\n  {}", reasons.join("\n  ")))
 }
@@ -329,7 +391,11 @@ fn replay(tee: &Tee, recovered: &journal::Recovered) {
 /// Whether the server refuses those who have not authenticated. A server that is away is taken to: a password in its
 /// URL is there for a reason.
 async fn asks_password(endpoint: &Endpoint) -> bool {
-    let nobody = Endpoint { username: None, password: None, ..endpoint.clone() };
+    let nobody = Endpoint {
+        username: None,
+        password: None,
+        ..endpoint.clone()
+    };
     match RedisStore::new(nobody).ping().await {
         Ok(()) => false,
         Err(error) => error.kind() == StoreErrorKind::Auth || endpoint.password.is_some(),
@@ -347,9 +413,12 @@ async fn ask_stores(stores: Stores, tee: Arc<Tee>, rows: Option<Arc<Rows>>, reac
             }
             let asked = match (sink.name, &rows) {
                 (SinkName::Redis, _) => stores.other_store().ping().await.map_err(|error| error.to_string()),
-                (SinkName::Database, Some(rows)) => {
-                    rows.database.page("~", 1, now_ms()).await.map(drop).map_err(|error| error.to_string())
-                }
+                (SinkName::Database, Some(rows)) => rows
+                    .database
+                    .page("~", 1, now_ms())
+                    .await
+                    .map(drop)
+                    .map_err(|error| error.to_string()),
                 (SinkName::Database, None) => Ok(()),
             };
             if let Err(error) = &asked {

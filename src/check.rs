@@ -43,9 +43,19 @@ pub struct Finding {
     pub level: Level,
     pub about: &'static str,
     pub detail: String,
-    /// The move must not even be restarted like this.
     #[serde(skip)]
-    pub fatal: bool,
+    pub stops: Stops,
+}
+
+/// What a finding means for `run`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stops {
+    /// It goes on, and says so: clients are served, and a cutover is refused while it holds.
+    Nothing,
+    /// The first start of a move, where it is most likely a mistake; later, what is away may come back.
+    FirstStart,
+    /// Every start: going on would harm.
+    AnyStart,
 }
 
 /// What is looked at.
@@ -66,11 +76,21 @@ struct Findings(Vec<Finding>);
 
 impl Findings {
     fn add(&mut self, level: Level, about: &'static str, detail: impl Into<String>) {
-        self.0.push(Finding { level, about, detail: detail.into(), fatal: false });
+        self.0.push(Finding {
+            level,
+            about,
+            detail: detail.into(),
+            stops: Stops::Nothing,
+        });
     }
 
-    fn fatal(&mut self, about: &'static str, detail: impl Into<String>) {
-        self.0.push(Finding { level: Level::Red, about, detail: detail.into(), fatal: true });
+    fn stop(&mut self, stops: Stops, about: &'static str, detail: impl Into<String>) {
+        self.0.push(Finding {
+            level: Level::Red,
+            about,
+            detail: detail.into(),
+            stops,
+        });
     }
 }
 
@@ -81,7 +101,11 @@ pub async fn preflight(subject: &Subject<'_>) -> Vec<Finding> {
     let target = redis(&mut findings, "target", subject.target).await;
     if let (Some(source), Some(target)) = (&source, &target) {
         if source.run_id.is_some() && source.run_id == target.run_id {
-            findings.fatal("target", "source and target are the same server: give the new Redis as target.url");
+            findings.stop(
+                Stops::AnyStart,
+                "target",
+                "source and target are the same server: give the new Redis as target.url",
+            );
         }
         if let (Some(used), Some(max)) = (source.used_memory, target.maxmemory.filter(|&max| max > 0))
             && max < used
@@ -99,7 +123,11 @@ pub async fn preflight(subject: &Subject<'_>) -> Vec<Finding> {
     if let Some(rows) = subject.rows {
         database(&mut findings, subject, rows).await;
     } else {
-        findings.add(Level::Green, "database", "none is configured: sessions are kept in Redis alone");
+        findings.add(
+            Level::Green,
+            "database",
+            "none is configured: sessions are kept in Redis alone",
+        );
     }
     if source.is_some() {
         live_sessions(&mut findings, subject).await;
@@ -119,24 +147,36 @@ async fn redis(findings: &mut Findings, about: &'static str, store: &RedisStore)
     let facts = match asked {
         Ok(facts) => facts,
         Err(error) if error.kind() == StoreErrorKind::Auth => {
-            findings.fatal(about, format!("{error}: check user and password in {about}.url"));
+            findings.stop(
+                Stops::AnyStart,
+                about,
+                format!("{error}: check user and password in {about}.url"),
+            );
             return None;
         }
         Err(error) => {
-            findings.add(Level::Red, about, error.to_string());
+            findings.stop(Stops::FirstStart, about, error.to_string());
             return None;
         }
     };
     let version = facts.version_text.clone().unwrap_or_else(|| "unknown version".into());
     findings.add(Level::Green, about, format!("{} answers ({version})", store.endpoint()));
     if facts.version.is_some_and(|version| version < (6, 0, 0)) {
-        findings.add(Level::Yellow, about, format!("Redis {version} is older than 6: clients that speak RESP3 will fail"));
+        findings.add(
+            Level::Yellow,
+            about,
+            format!("Redis {version} is older than 6: clients that speak RESP3 will fail"),
+        );
     }
     if facts.cluster_enabled == Some(true) {
         findings.add(Level::Red, about, "it is a cluster, which this version cannot move");
     }
     if facts.role == Some(Role::Replica) {
-        findings.add(Level::Red, about, format!("it is a replica: give the address of its master as {about}.url"));
+        findings.add(
+            Level::Red,
+            about,
+            format!("it is a replica: give the address of its master as {about}.url"),
+        );
     }
     if let Some(policy) = facts.maxmemory_policy.as_deref()
         && facts.maxmemory.is_some_and(|max| max > 0)
@@ -152,11 +192,17 @@ async fn redis(findings: &mut Findings, about: &'static str, store: &RedisStore)
         findings.add(
             Level::Yellow,
             about,
-            format!("its clock is {skew} ms off this machine's: sessions would end that much early or late; set up NTP"),
+            format!(
+                "its clock is {skew} ms off this machine's: sessions would end that much early or late; set up NTP"
+            ),
         );
     }
     if about == "target" && facts.aof == Some(false) && facts.rdb == Some(false) {
-        findings.add(Level::Yellow, about, "it keeps nothing on disk (no AOF, no RDB): its restart would log everyone out");
+        findings.add(
+            Level::Yellow,
+            about,
+            "it keeps nothing on disk (no AOF, no RDB): its restart would log everyone out",
+        );
     }
     Some(facts)
 }
@@ -172,21 +218,29 @@ async fn database(findings: &mut Findings, subject: &Subject<'_>, rows: &Rows) {
     let report = match rows.database.inspect().await {
         Ok(report) => report,
         Err(error) if error.kind() == DatabaseErrorKind::Auth => {
-            findings.fatal("database", format!("{error}: check user and password in database.url"));
+            findings.stop(
+                Stops::AnyStart,
+                "database",
+                format!("{error}: check user and password in database.url"),
+            );
             return;
         }
         // Opened without `mode=rwc`, or not made yet: the table's absence is what the operator should hear of.
         Err(error) => {
-            findings.add(Level::Red, "database", error.to_string());
+            findings.stop(Stops::FirstStart, "database", error.to_string());
             return;
         }
     };
     if !report.exists {
         if subject.makes_table {
-            findings.add(Level::Green, "database", format!("{}: the table {} will be made", report.server, subject.table));
-        } else {
             findings.add(
-                Level::Red,
+                Level::Green,
+                "database",
+                format!("{}: the table {} will be made", report.server, subject.table),
+            );
+        } else {
+            findings.stop(
+                Stops::FirstStart,
                 "database",
                 format!(
                     "{}: there is no table {}: add django.contrib.sessions to INSTALLED_APPS and run \
@@ -197,9 +251,13 @@ async fn database(findings: &mut Findings, subject: &Subject<'_>, rows: &Rows) {
         }
         return;
     }
-    findings.add(Level::Green, "database", format!("{}: the table {} is there", report.server, subject.table));
+    findings.add(
+        Level::Green,
+        "database",
+        format!("{}: the table {} is there", report.server, subject.table),
+    );
     for problem in &report.problems {
-        findings.add(Level::Red, "database", problem.clone());
+        findings.stop(Stops::FirstStart, "database", problem.clone());
     }
     for note in &report.notes {
         findings.add(Level::Yellow, "database", note.clone());
@@ -216,8 +274,14 @@ async fn secret_key(findings: &mut Findings, database: &Database, codec: &RowCod
             return;
         }
     };
-    let bad =
-        sample.iter().filter(|row| codec.payload(&row.session_data).is_err_and(|error| error.is_bad_signature())).count();
+    let bad = sample
+        .iter()
+        .filter(|row| {
+            codec
+                .payload(&row.session_data)
+                .is_err_and(|error| error.is_bad_signature())
+        })
+        .count();
     match (sample.len(), bad) {
         (0, _) => findings.add(
             Level::Yellow,
@@ -225,7 +289,8 @@ async fn secret_key(findings: &mut Findings, database: &Database, codec: &RowCod
             "the table holds no row to check SECRET_KEY against: make sure that it is the site's own",
         ),
         (rows, 0) => findings.add(Level::Green, "secret_key", format!("{rows} rows read, all signatures are good")),
-        (rows, bad) if bad == rows => findings.fatal(
+        (rows, bad) if bad == rows => findings.stop(
+            Stops::AnyStart,
             "secret_key",
             format!(
                 "none of {rows} rows in the table carries a signature of this SECRET_KEY: django.secret_key or django.salt \
@@ -246,7 +311,10 @@ async fn sample(store: &RedisStore, patterns: &KeyPatterns) -> Result<(Vec<Bytes
     for glob in patterns.scan_globs() {
         let mut cursor = 0;
         for _ in 0..MAX_SCANS {
-            let (next, found) = store.scan(cursor, &glob, SCAN_COUNT).await.map_err(|error| error.to_string())?;
+            let (next, found) = store
+                .scan(cursor, &glob, SCAN_COUNT)
+                .await
+                .map_err(|error| error.to_string())?;
             keys.extend(found.into_iter().filter(|key| patterns.session_key(key).is_some()));
             cursor = next;
             if cursor == 0 || keys.len() >= SAMPLE {
@@ -264,7 +332,11 @@ async fn live_sessions(findings: &mut Findings, subject: &Subject<'_>) {
     let (keys, all) = match sample(subject.source, subject.patterns).await {
         Ok(found) => found,
         Err(error) => {
-            findings.add(Level::Red, "sessions", format!("cannot look for sessions at the source: {error}"));
+            findings.add(
+                Level::Red,
+                "sessions",
+                format!("cannot look for sessions at the source: {error}"),
+            );
             return;
         }
     };
@@ -275,7 +347,11 @@ async fn live_sessions(findings: &mut Findings, subject: &Subject<'_>) {
     let stored = match subject.source.read(&keys).await {
         Ok(stored) => stored,
         Err(error) => {
-            findings.add(Level::Red, "sessions", format!("cannot read sessions at the source: {error}"));
+            findings.add(
+                Level::Red,
+                "sessions",
+                format!("cannot read sessions at the source: {error}"),
+            );
             return;
         }
     };
@@ -294,19 +370,27 @@ async fn live_sessions(findings: &mut Findings, subject: &Subject<'_>) {
         }
     }
     let more = if all { "" } else { " (a sample)" };
-    findings.add(Level::Green, "sessions", format!("{read} live sessions read at the source{more}"));
+    findings.add(
+        Level::Green,
+        "sessions",
+        format!("{read} live sessions read at the source{more}"),
+    );
     if wrong_type > 0 {
         findings.add(
             Level::Yellow,
             "sessions",
-            format!("{wrong_type} keys look like sessions and are no strings: is django.session_key_patterns too wide?"),
+            format!(
+                "{wrong_type} keys look like sessions and are no strings: is django.session_key_patterns too wide?"
+            ),
         );
     }
     for (reason, count) in unstorable {
         findings.add(
             Level::Yellow,
             "sessions",
-            format!("{count} of {read} sessions cannot be stored in a row ({reason}); they are copied to the target alone"),
+            format!(
+                "{count} of {read} sessions cannot be stored in a row ({reason}); they are copied to the target alone"
+            ),
         );
     }
 }
@@ -314,13 +398,24 @@ async fn live_sessions(findings: &mut Findings, subject: &Subject<'_>) {
 /// Nothing matches: what is there instead?
 async fn no_sessions(findings: &mut Findings, subject: &Subject<'_>, all: bool) {
     let wanted = subject.patterns.scan_globs().join(", ");
-    let found = subject.source.scan(0, ANY_SESSION, 100 * SCAN_COUNT).await.map(|(_, keys)| keys).unwrap_or_default();
+    let found = subject
+        .source
+        .scan(0, ANY_SESSION, 100 * SCAN_COUNT)
+        .await
+        .map(|(_, keys)| keys)
+        .unwrap_or_default();
     let detail = match found.first() {
         Some(key) => {
             // Up to the engine's name, a key is no secret.
             let text = String::from_utf8_lossy(key);
-            let end = text.find("django.contrib.sessions.").map_or(0, |at| at + "django.contrib.sessions.".len());
-            let engine = if text[end..].starts_with("cached_db") { "cached_db" } else { "cache" };
+            let end = text
+                .find("django.contrib.sessions.")
+                .map_or(0, |at| at + "django.contrib.sessions.".len());
+            let engine = if text[end..].starts_with("cached_db") {
+                "cached_db"
+            } else {
+                "cache"
+            };
             format!(
                 "no key at the source matches {wanted}, but {} keys start with {}{engine}: set django.key_prefix, \
                  django.key_version and django.engine to match",

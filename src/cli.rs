@@ -232,7 +232,11 @@ fn try_out(text: &str) -> io::Result<()> {
 
 /// What `check` found: a line each, or one JSON object.
 pub fn print_findings(findings: &[Finding], as_json: bool) {
-    let worst = findings.iter().map(|finding| finding.level).max().unwrap_or(Level::Green);
+    let worst = findings
+        .iter()
+        .map(|finding| finding.level)
+        .max()
+        .unwrap_or(Level::Green);
     if as_json {
         out(&json!({"result": worst, "findings": findings}).to_string());
         return;

@@ -62,7 +62,11 @@ pub struct Entry {
 
 impl Entry {
     const fn new(name: &'static str, access: Access, connection: Connection) -> Self {
-        Entry { name, access, connection }
+        Entry {
+            name,
+            access,
+            connection,
+        }
     }
 }
 
@@ -76,7 +80,11 @@ const UNKNOWN: Entry = Entry::new("unknown", Access::Script, Connection::Sticky)
 const MAX_NAME_LEN: usize = 24;
 
 static INDEX: LazyLock<FxHashMap<&'static [u8], CommandId>> = LazyLock::new(|| {
-    table::TABLE.iter().enumerate().map(|(i, entry)| (entry.name.as_bytes(), CommandId(i as u16))).collect()
+    table::TABLE
+        .iter()
+        .enumerate()
+        .map(|(i, entry)| (entry.name.as_bytes(), CommandId(i as u16)))
+        .collect()
 });
 static GET: LazyLock<CommandId> = LazyLock::new(|| lookup_slow(b"get"));
 static SET: LazyLock<CommandId> = LazyLock::new(|| lookup_slow(b"set"));
@@ -147,6 +155,10 @@ mod tests {
         check("client", Access::Other, Connection::Client);
         check("no-such-command", Access::Script, Connection::Sticky);
         check("", Access::Script, Connection::Sticky);
-        check("a-name-that-is-longer-than-any-command-there-is", Access::Script, Connection::Sticky);
+        check(
+            "a-name-that-is-longer-than-any-command-there-is",
+            Access::Script,
+            Connection::Sticky,
+        );
     }
 }

@@ -34,7 +34,11 @@ pub const COMPACT_AT: u64 = 256 * 1024 * 1024;
 #[derive(Debug, thiserror::Error)]
 pub enum JournalError {
     #[error("cannot {action} {path}: {source}")]
-    Io { action: &'static str, path: PathBuf, source: std::io::Error },
+    Io {
+        action: &'static str,
+        path: PathBuf,
+        source: std::io::Error,
+    },
 }
 
 impl JournalError {
@@ -75,7 +79,11 @@ impl Journal {
         let closed: Vec<Closed> = recovered
             .segments
             .iter()
-            .map(|(path, len)| Closed { path: path.clone(), last_seq: recovered.last_seq, len: *len })
+            .map(|(path, len)| Closed {
+                path: path.clone(),
+                last_seq: recovered.last_seq,
+                len: *len,
+            })
             .collect();
         let bytes = closed.iter().map(|segment| segment.len).sum();
         Ok(Journal {
@@ -98,7 +106,12 @@ impl Journal {
         if !self.failing.load(Relaxed) {
             return None;
         }
-        let error = self.last_error.lock().expect("no panic while locked").clone().unwrap_or_default();
+        let error = self
+            .last_error
+            .lock()
+            .expect("no panic while locked")
+            .clone()
+            .unwrap_or_default();
         Some(format!(
             "pending writes cannot be recorded ({error}); {} live in memory only and would be lost with the process: \
              make room in data_dir, or make it writable",
@@ -135,8 +148,13 @@ impl Journal {
     /// # Errors
     /// The new segment cannot be written; the old ones are kept then.
     pub fn compact(&self, pending: impl FnOnce() -> Vec<(Bytes, u64)>) -> Result<(), JournalError> {
-        let old: Vec<PathBuf> =
-            self.closed.lock().expect("no panic while locked").iter().map(|segment| segment.path.clone()).collect();
+        let old: Vec<PathBuf> = self
+            .closed
+            .lock()
+            .expect("no panic while locked")
+            .iter()
+            .map(|segment| segment.path.clone())
+            .collect();
         let mut bytes = Vec::new();
         let mut last_seq = 0;
         for (key, seq) in pending() {
@@ -159,7 +177,11 @@ impl Journal {
         });
         closed.retain(|segment| segment.path != path);
         self.bytes.fetch_add(bytes.len() as u64, Relaxed);
-        closed.push(Closed { path, last_seq, len: bytes.len() as u64 });
+        closed.push(Closed {
+            path,
+            last_seq,
+            len: bytes.len() as u64,
+        });
         Ok(())
     }
 }

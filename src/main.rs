@@ -27,7 +27,11 @@ fn check(config: &Config, args: &CheckArgs) -> Result<(), String> {
     let findings = app::check(config)?;
     cli::print_findings(&findings, args.json);
     let red = findings.iter().filter(|finding| finding.level == Level::Red).count();
-    if red > 0 { Err(format!("{red} of {} checks are red", findings.len())) } else { Ok(()) }
+    if red > 0 {
+        Err(format!("{red} of {} checks are red", findings.len()))
+    } else {
+        Ok(())
+    }
 }
 
 fn with_config(settings: &Settings, work: impl FnOnce(Config) -> Result<(), String>) -> Exit {

@@ -5,6 +5,7 @@
 //! every command is held: before it the old Redis is the authority, after it the new one, whatever ends the process.
 
 pub mod backfill;
+pub mod bypass;
 pub mod census;
 pub mod control;
 pub mod cutover;
@@ -135,7 +136,9 @@ impl Controller {
     }
 
     fn launch(&self, kind: OperationKind, options: OperationOptions) -> Result<u64, Refused> {
-        let Some(me) = self.me.upgrade() else { return Err(Refused("the proxy is ending".into())) };
+        let Some(me) = self.me.upgrade() else {
+            return Err(Refused("the proxy is ending".into()));
+        };
         let mut operations = self.operations();
         if let Some((running, _)) = &operations.current {
             return Err(Refused(format!(
@@ -189,12 +192,10 @@ impl Controller {
             (OperationKind::Backfill, Phase::CutOver) => refuse(
                 "the target is the authority already; writes are teed back to the source, and a backfill has nothing to copy",
             ),
-            (OperationKind::Cutover, Phase::CutOver | Phase::Finished) => {
-                refuse("the target is the authority already")
+            (OperationKind::Cutover, Phase::CutOver | Phase::Finished) => refuse("the target is the authority already"),
+            (OperationKind::Cutover, Phase::Teeing | Phase::Backfilling) if !force => {
+                refuse("not synced: run `sessionferry backfill` and then `sessionferry verify` until it is clean")
             }
-            (OperationKind::Cutover, Phase::Teeing | Phase::Backfilling) if !force => refuse(
-                "not synced: run `sessionferry backfill` and then `sessionferry verify` until it is clean",
-            ),
             (OperationKind::Rollback, Phase::CutOver) => Ok(()),
             (OperationKind::Rollback, Phase::Finished) => refuse("the move is finished: the source is detached"),
             (OperationKind::Rollback, _) => refuse("the source is the authority already"),
@@ -207,7 +208,9 @@ impl Controller {
 
     fn finish_operation(&self, end: End) {
         let mut operations = self.operations();
-        let Some((mut operation, _)) = operations.current.take() else { return };
+        let Some((mut operation, _)) = operations.current.take() else {
+            return;
+        };
         operation.finished = Some(crate::clock::now_rfc3339());
         let (state, error, result) = match end {
             End::Done(result) => (OperationState::Done, None, result),
@@ -220,7 +223,13 @@ impl Controller {
             OperationState::Stopped => "stopped".into(),
             _ => "failed".into(),
         };
-        tracing::info!(operation = operation.operation, kind = operation.kind.name(), ?state, error, "operation ended");
+        tracing::info!(
+            operation = operation.operation,
+            kind = operation.kind.name(),
+            ?state,
+            error,
+            "operation ended"
+        );
         operation.error = error;
         operation.result = result;
         operations.finished.push_back(operation);
@@ -232,7 +241,10 @@ impl Controller {
     fn find_operation(&self, id: u64) -> Option<Operation> {
         let operations = self.operations();
         let current = operations.current.iter().map(|(operation, _)| operation);
-        current.chain(&operations.finished).find(|operation| operation.operation == id).cloned()
+        current
+            .chain(&operations.finished)
+            .find(|operation| operation.operation == id)
+            .cloned()
     }
 
     fn stop_operation(&self, id: u64) -> bool {
@@ -258,6 +270,7 @@ impl Controller {
     /// Looks after the journal: what every store has needs no record.
     pub fn tend_journal(&self) {
         let (journal, tee) = (&self.parts.journal, &self.parts.tee);
+        tee.age();
         journal.retire(tee.low_watermark());
         if journal.wants_compaction()
             && let Err(error) = journal.compact(|| tee.unfinished())

@@ -11,6 +11,7 @@ mod downstream;
 pub mod identity;
 mod listener;
 mod pin;
+mod scripts;
 pub mod stats;
 mod upstream;
 mod worker;
@@ -27,6 +28,7 @@ use crate::status::Authority;
 use crate::tee::Tee;
 use identity::Servers;
 pub use listener::{Listen, Listener};
+pub use scripts::Scripts;
 pub use stats::WorkerStats;
 use worker::{Order, Worker};
 
@@ -42,6 +44,10 @@ pub struct Shared {
     pub journaled: bool,
     pub workers: usize,
     pub max_clients: usize,
+    /// FLUSHDB, FLUSHALL and SWAPDB are refused (`on_flush = refuse`).
+    pub refuses_flush: bool,
+    /// Scripts that clients loaded, for the other server at a cutover.
+    pub scripts: Scripts,
     /// The source answers nobody who has not authenticated; neither does the proxy, then.
     pub asks_password: AtomicBool,
 }
@@ -77,16 +83,26 @@ impl Proxy {
             let (sender, receiver) = mpsc::unbounded_channel();
             let worker_stats = Arc::new(WorkerStats::default());
             let (shared, its_stats) = (shared.clone(), worker_stats.clone());
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().event_interval(31).build()?;
-            let thread = std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
-                let local = tokio::task::LocalSet::new();
-                local.block_on(&runtime, Worker::run(shared, its_stats, index, authority, receiver));
-            })?;
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .event_interval(31)
+                .build()?;
+            let thread = std::thread::Builder::new()
+                .name(format!("worker-{index}"))
+                .spawn(move || {
+                    let local = tokio::task::LocalSet::new();
+                    local.block_on(&runtime, Worker::run(shared, its_stats, index, authority, receiver));
+                })?;
             orders.push(sender);
             stats.push(worker_stats);
             threads.push(thread);
         }
-        Ok(Proxy { orders, stats, threads: std::sync::Mutex::new(threads), max_clients: shared.max_clients })
+        Ok(Proxy {
+            orders,
+            stats,
+            threads: std::sync::Mutex::new(threads),
+            max_clients: shared.max_clients,
+        })
     }
 
     pub fn stats(&self) -> &[Arc<WorkerStats>] {
@@ -101,11 +117,15 @@ impl Proxy {
         let mut waits = Vec::new();
         for orders in &self.orders {
             let (done, wait) = oneshot::channel();
-            orders.send(Order::Prepare { authority, done }).map_err(|_| HoldError::WorkerGone)?;
+            orders
+                .send(Order::Prepare { authority, done })
+                .map_err(|_| HoldError::WorkerGone)?;
             waits.push(wait);
         }
         for wait in waits {
-            wait.await.map_err(|_| HoldError::WorkerGone)?.map_err(HoldError::Unprepared)?;
+            wait.await
+                .map_err(|_| HoldError::WorkerGone)?
+                .map_err(HoldError::Unprepared)?;
         }
         Ok(())
     }
@@ -145,7 +165,10 @@ impl Proxy {
     }
 
     pub fn connected(&self) -> u64 {
-        self.stats.iter().map(|stats| stats.clients.load(std::sync::atomic::Ordering::Relaxed)).sum()
+        self.stats
+            .iter()
+            .map(|stats| stats.clients.load(std::sync::atomic::Ordering::Relaxed))
+            .sum()
     }
 
     /// Closes clients as they become idle; answers when all are gone or `grace` is over.

@@ -10,6 +10,7 @@
 //! or undo a logout: per sink and key there is one delivery at a time, and it delivers what the authority says now.
 
 pub mod delivery;
+mod own;
 pub mod pending;
 
 use std::sync::Mutex;
@@ -64,6 +65,8 @@ pub struct Tee {
     wipe: Mutex<Option<u64>>,
     pub wiped: tokio::sync::Notify,
     digest_key: [u8; 16],
+    own: own::OwnWrites,
+    bypassing: AtomicU64,
 }
 
 impl Tee {
@@ -79,6 +82,8 @@ impl Tee {
             wipe: Mutex::new(None),
             wiped: tokio::sync::Notify::new(),
             digest_key,
+            own: own::OwnWrites::default(),
+            bypassing: AtomicU64::new(0),
         }
     }
 
@@ -99,6 +104,7 @@ impl Tee {
         entry.first_seq = entry.first_seq.min(seq);
         entry.overlapped |= entry.writes > 0 && entry.upstream != upstream;
         entry.writes += 1;
+        self.own.sent(key);
         seq
     }
 
@@ -108,6 +114,9 @@ impl Tee {
             debug_assert!(false, "a write settles once for each begin");
             return;
         };
+        if effect.is_none() {
+            self.own.told(key);
+        }
         if let Some(effect) = effect {
             self.session_writes.fetch_add(1, Relaxed);
             let effect = if overlapped { Effect::Unknown } else { effect };
@@ -130,7 +139,10 @@ impl Tee {
     /// Marks a key dirty on every sink that has nothing pending for it. Answers how many sinks took it.
     pub fn mark(&self, key: &Bytes, origin: Origin) -> usize {
         let seq = self.seq.load(Relaxed);
-        self.sinks().into_iter().filter(|sink| sink.mark(key, seq, origin)).count()
+        self.sinks()
+            .into_iter()
+            .filter(|sink| sink.mark(key, seq, origin))
+            .count()
     }
 
     /// Takes over what an earlier run left in the journal.
@@ -183,7 +195,13 @@ impl Tee {
         // The order matters: a write moves from in flight to pending, never back.
         let mut low = self.head();
         low = low.min(self.pending_wipe().unwrap_or(u64::MAX));
-        low = self.in_flight.iter().map(|entry| entry.first_seq).min().unwrap_or(u64::MAX).min(low);
+        low = self
+            .in_flight
+            .iter()
+            .map(|entry| entry.first_seq)
+            .min()
+            .unwrap_or(u64::MAX)
+            .min(low);
         for sink in self.sinks() {
             low = low.min(sink.first_seq().unwrap_or(u64::MAX));
         }
@@ -192,8 +210,11 @@ impl Tee {
 
     /// Every key that some sink still lacks, with the oldest sequence number: what a compaction of the journal keeps.
     pub fn unfinished(&self) -> Vec<(Bytes, u64)> {
-        let mut keys: Vec<(Bytes, u64)> =
-            self.in_flight.iter().map(|entry| (entry.key().clone(), entry.first_seq)).collect();
+        let mut keys: Vec<(Bytes, u64)> = self
+            .in_flight
+            .iter()
+            .map(|entry| (entry.key().clone(), entry.first_seq))
+            .collect();
         for sink in self.sinks() {
             sink.collect(&mut keys);
         }
@@ -203,6 +224,36 @@ impl Tee {
     /// Whether a write to `key` is in flight or on its way to some sink.
     pub fn is_unfinished(&self, key: &Bytes) -> bool {
         self.in_flight.contains_key(key) || self.sinks().iter().any(|sink| sink.contains(key))
+    }
+
+    /// Says whether the authority tells of all writes. Answers whether it did before.
+    pub fn set_watched(&self, watched: bool) -> bool {
+        self.own.set_watched(watched)
+    }
+
+    pub fn is_watched(&self) -> bool {
+        self.own.is_watched()
+    }
+
+    /// The authority told of a change of `key`. Answers whether it was a write that came through here.
+    pub fn told(&self, key: &Bytes) -> bool {
+        self.own.told(key)
+    }
+
+    /// Forgets old own writes; called now and then.
+    pub fn age(&self) {
+        for key in self.own.age() {
+            self.mark(&key, Origin::Repair);
+        }
+    }
+
+    /// A write bypassed the proxy.
+    pub fn note_bypass(&self) {
+        self.bypassing.fetch_add(1, Relaxed);
+    }
+
+    pub fn bypassing_writes(&self) -> u64 {
+        self.bypassing.load(Relaxed)
     }
 
     /// Whether every write that was settled has reached every sink, and none is in flight.
@@ -221,7 +272,10 @@ pub fn digest(digest_key: &[u8; 16], key: &[u8]) -> String {
     use hmac::{Hmac, KeyInit, Mac};
     let mut mac = Hmac::<sha2::Sha256>::new_from_slice(digest_key).expect("any length of key is good");
     mac.update(key);
-    mac.finalize().into_bytes()[..5].iter().map(|byte| format!("{byte:02x}")).collect()
+    mac.finalize().into_bytes()[..5]
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }
 
 #[cfg(test)]
@@ -234,13 +288,20 @@ mod tests {
     }
 
     fn put(value: &'static str) -> Effect {
-        Effect::Put { value: Bytes::from_static(value.as_bytes()), deadline: Deadline::At(1) }
+        Effect::Put {
+            value: Bytes::from_static(value.as_bytes()),
+            deadline: Deadline::At(1),
+        }
     }
 
     const KEY: Bytes = Bytes::from_static(b"k");
 
     fn state(tee: &Tee) -> Option<Effect> {
-        tee.redis.take(10, 1_000_000).into_iter().next().map(|taken| taken.effect)
+        tee.redis
+            .take(10, 1_000_000)
+            .into_iter()
+            .next()
+            .map(|taken| taken.effect)
     }
 
     #[test]

@@ -192,24 +192,3 @@ fn open_transactions_blocked_and_subscribed_clients_come_along() {
         );
     }
 }
-
-#[test]
-fn a_session_that_the_new_side_lost_is_put_back_and_served_and_a_logged_out_one_is_not() {
-    let site = Site::start(DatabaseKind::Sqlite);
-    let django = site.django_of("5.2");
-    let kept = django.save("proxy", &serde_json::json!({"kept": 1}));
-    let gone = django.save("proxy", &serde_json::json!({"gone": 1}));
-    for kind in ["backfill", "verify", "cutover"] {
-        site.proxy().done(kind);
-    }
-    django.delete("proxy", &gone);
-    site.target.ask::<()>(&["DEL", &support::session(&kept)]);
-    // At once, by whatever way the proxy learns of it.
-    assert!(
-        django.load_one("cache", "proxy", &kept).found || {
-            sleep(Duration::from_secs(1));
-            django.load_one("cache", "proxy", &kept).found
-        }
-    );
-    assert!(!django.load_one("cache", "proxy", &gone).found, "a logout was undone");
-}

@@ -336,32 +336,3 @@ fn verify_finds_every_kind_of_difference_and_cutover_is_refused() {
         (Authority::Source, "source")
     );
 }
-
-#[test]
-fn restore_brings_sessions_back_from_the_rows() {
-    let (mut site, keys) = lived_in(DatabaseKind::Sqlite);
-    site.start_proxy(&[]);
-    site.proxy().done("backfill");
-    site.proxy().settle();
-    let before = site.django.load("cache", "source", &keys);
-    let django = site.django_of("5.2");
-    django.delete("proxy", &keys[0]);
-    site.proxy().settle();
-    // The source loses its memory behind the proxy's back, and so does the target: only the rows are left.
-    site.proxy_mut().kill9();
-    site.source.restart();
-    site.target.restart();
-    let url = site.source.url();
-    let mut command = support::proxy::binary(site.proxy().dir());
-    command.env("SESSIONFERRY_SECRET_KEY", support::SECRET);
-    command.args(["restore", "--to", &url, "--database", &site.database_url()]);
-    support::proxy::Answer::of(&mut command).expect(0);
-    let after = site.django.load("cache", "source", &keys);
-    assert!(!after[0].found, "a logout was undone");
-    for (before, after) in before.iter().zip(&after).skip(1) {
-        assert!(
-            after.found && Some(&after.exact) == before.json.as_ref(),
-            "{after:?}, it was {before:?}"
-        );
-    }
-}

@@ -171,7 +171,7 @@ fn a_set_in_every_form_arrives_with_its_end() {
     for name in ["plain", "mset", "msetnx", "setnx"] {
         teed.expect(name, &teed.one, None);
     }
-    assert_eq!(teed.site.expect_same_everywhere(), 18);
+    assert_eq!(teed.site.expect_same_everywhere(), 20);
 }
 
 #[test]
@@ -476,24 +476,6 @@ fn a_flush_is_mirrored_where_it_happened() {
 }
 
 #[test]
-fn a_flush_can_be_kept_from_the_sessions() {
-    let teed = Teed::start_with(&["--on-flush", "shield"]);
-    teed.send(&["SET {a} @1 EX 1000", "SET other x", "RPUSH list y", "FLUSHDB"]);
-    assert!(
-        !teed.site.source.ask::<bool>(&["EXISTS", "other", "list"]),
-        "the rest was not flushed"
-    );
-    teed.expect("a", &teed.one, about(1_000.0));
-    assert_eq!(teed.site.expect_same_everywhere(), 1);
-    teed.send(&["SET other x", "FLUSHALL"]);
-    assert!(
-        !teed.site.source.ask::<bool>(&["EXISTS", "other"]),
-        "the rest was not flushed"
-    );
-    assert_eq!(teed.site.expect_same_everywhere(), 1);
-}
-
-#[test]
 fn a_flush_can_be_refused() {
     let teed = Teed::start_with(&["--on-flush", "refuse"]);
     teed.send(&["SET {a} @1 EX 1000", "SET other x"]);
@@ -540,36 +522,6 @@ fn other_keys_stay_where_they_are() {
     let there: Vec<String> = teed.site.target.ask(&["KEYS", "*"]);
     assert_eq!(there, [session(&key("a"))], "more than the session reached the target");
     assert_eq!(teed.rows(), [key("a")], "more than the session reached the database");
-}
-
-#[test]
-fn with_mirror_all_every_key_arrives() {
-    let teed = Teed::start_with(&["--mirror", "all"]);
-    teed.send(&[
-        "SET {a} @1 EX 1000",
-        "SET other x EX 500",
-        "RPUSH list a b c",
-        "LPOP list",
-        "HSET hash f v",
-        "SET :1:cached-page z EX 100",
-        "INCR counter",
-        "INCR counter",
-        "SET gone x",
-        "DEL gone",
-    ]);
-    assert_eq!(teed.site.expect_same_everywhere(), 1);
-    let (source, target) = (&teed.site.source, &teed.site.target);
-    eventually("the other keys are the same", Duration::from_secs(5), || {
-        let mut keys: [Vec<String>; 2] = [source, target].map(|server| server.ask(&["KEYS", "*"]));
-        keys.iter_mut().for_each(|keys| keys.sort());
-        keys[0] == keys[1]
-            && keys[0].iter().all(|key| {
-                let dumps: [Vec<u8>; 2] =
-                    [source, target].map(|server| redis::cmd("DUMP").arg(key).query(&mut server.connection()).unwrap());
-                dumps[0] == dumps[1]
-            })
-    });
-    assert_eq!(teed.rows(), [key("a")]);
 }
 
 #[test]
@@ -683,56 +635,6 @@ fn ends_are_stored_in_local_time_where_django_does_so() {
     }
 }
 
-#[test]
-fn with_ack_target_the_copy_is_there_before_the_reply() {
-    let teed = Teed::start_with(&["--ack", "target"]);
-    let (mut through, mut target) = (teed.site.proxy().connection(), teed.site.target.connection());
-    for number in 0..300 {
-        let name = session(&key(&format!("ack{number}x")));
-        redis::cmd("SET")
-            .arg(&name)
-            .arg(&teed.one)
-            .arg("EX")
-            .arg(1_000)
-            .exec(&mut through)
-            .unwrap();
-        let copy: Option<Vec<u8>> = redis::cmd("GET").arg(&name).query(&mut target).unwrap();
-        assert!(
-            copy.is_some_and(|copy| copy == teed.one),
-            "write {number} was acknowledged before it was on the target"
-        );
-        redis::cmd("DEL").arg(&name).exec(&mut through).unwrap();
-        assert!(
-            !redis_server::ask::<bool>(&mut target, &["EXISTS", &name]),
-            "logout {number} likewise"
-        );
-    }
-}
-
-#[test]
-fn with_ack_all_the_row_is_there_before_the_reply() {
-    let teed = Teed::start_with(&["--ack", "all"]);
-    let mut through = teed.site.proxy().connection();
-    for number in 0..30 {
-        let name = key(&format!("ack{number}x"));
-        redis::cmd("SET")
-            .arg(session(&name))
-            .arg(&teed.one)
-            .arg("EX")
-            .arg(1_000)
-            .exec(&mut through)
-            .unwrap();
-        assert!(teed.site.target.ask::<bool>(&["EXISTS", &session(&name)]));
-        assert_eq!(
-            teed.rows(),
-            std::slice::from_ref(&name),
-            "write {number} was acknowledged before its row was there"
-        );
-        redis::cmd("DEL").arg(session(&name)).exec(&mut through).unwrap();
-        assert_eq!(teed.rows().len(), 0, "logout {number} likewise");
-    }
-}
-
 // ---------------------------------------------------------------------------------------------- trouble
 
 #[test]
@@ -805,9 +707,10 @@ fn writes_while_the_database_is_away_arrive_when_it_is_back() {
         );
         let tee = teed.site.proxy().status().tee;
         assert!(tee.database.pending + tee.database.dirty >= 200, "{kind:?}: {tee:#?}");
-        assert_eq!(
-            tee.target.pending, 0,
-            "{kind:?}: the other Redis waited for the database"
+        eventually(
+            "the other Redis does not wait for the database",
+            Duration::from_secs(2),
+            || teed.site.proxy().status().tee.target.pending == 0,
         );
         teed.site.restart_database();
         assert_eq!(teed.site.expect_same_everywhere(), 201, "{kind:?}");

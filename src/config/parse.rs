@@ -144,7 +144,9 @@ pub(super) fn is_loopback(address: &str) -> bool {
 
 /// The one place that says what a Redis URL is.
 pub(super) fn redis_url(url: &str) -> Result<(), String> {
-    crate::net::Endpoint::parse(url).map(drop).map_err(|error| error.to_string())
+    crate::net::Endpoint::parse(url)
+        .map(drop)
+        .map_err(|error| error.to_string())
 }
 
 /// The one place that says what a database URL is.

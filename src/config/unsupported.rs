@@ -48,9 +48,9 @@ pub fn unsupported(config: &Config) -> Vec<String> {
     );
     refuse(config.tee.mirror == Mirror::All, "tee.mirror", "leave it at `sessions`");
     refuse(
-        config.tee.on_flush != OnFlush::Mirror,
-        "tee.on_flush",
-        "leave it at `mirror`",
+        config.tee.on_flush == OnFlush::Shield,
+        "tee.on_flush = shield",
+        "use `mirror` or `refuse`",
     );
     refuse(
         config.cutover.on_source_loss == OnSourceLoss::Promote,

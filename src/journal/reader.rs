@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use rustc_hash::FxHashMap;
 
-use super::record::{self, RecordedEffect};
 use super::JournalError;
+use super::record::{self, RecordedEffect};
 
 /// The pending state of an earlier run: per key, the newest record.
 #[derive(Debug, Default)]
@@ -69,7 +69,10 @@ mod tests {
     use crate::session::Deadline;
 
     fn put(value: &'static str) -> RecordedEffect {
-        RecordedEffect::Put { value: Bytes::from_static(value.as_bytes()), deadline: Deadline::At(5) }
+        RecordedEffect::Put {
+            value: Bytes::from_static(value.as_bytes()),
+            deadline: Deadline::At(5),
+        }
     }
 
     #[test]
@@ -92,7 +95,10 @@ mod tests {
         assert_eq!(recovered.writes.len(), 2);
         assert_eq!(recovered.writes[&Bytes::from_static(b"a")], (2, put("new")));
         assert_eq!(recovered.writes[&Bytes::from_static(b"b")], (3, RecordedEffect::Delete));
-        assert_eq!((recovered.last_seq, recovered.torn, recovered.segments.len()), (3, 1, 3));
+        assert_eq!(
+            (recovered.last_seq, recovered.torn, recovered.segments.len()),
+            (3, 1, 3)
+        );
     }
 
     #[test]
@@ -103,7 +109,11 @@ mod tests {
         writer.append(1, b"a", &put("x"));
         drop(writer);
         journal.retire(1);
-        assert_eq!(recover(dir.path()).unwrap().writes.len(), 1, "record 1 is still pending");
+        assert_eq!(
+            recover(dir.path()).unwrap().writes.len(),
+            1,
+            "record 1 is still pending"
+        );
         journal.retire(2);
         assert_eq!(recover(dir.path()).unwrap().segments.len(), 0);
         assert_eq!(journal.bytes(), 0);
@@ -120,9 +130,9 @@ mod tests {
         journal.compact(|| vec![(Bytes::from_static(b"b"), 2)]).unwrap();
         let recovered = recover(dir.path()).unwrap();
         assert_eq!(recovered.segments.len(), 1);
-        assert_eq!(recovered.writes.into_iter().collect::<Vec<_>>(), [(
-            Bytes::from_static(b"b"),
-            (2, RecordedEffect::Unknown)
-        )]);
+        assert_eq!(
+            recovered.writes.into_iter().collect::<Vec<_>>(),
+            [(Bytes::from_static(b"b"), (2, RecordedEffect::Unknown))]
+        );
     }
 }

@@ -21,7 +21,10 @@ pub enum RecordedEffect {
 impl From<&Effect> for RecordedEffect {
     fn from(effect: &Effect) -> Self {
         match effect {
-            Effect::Put { value, deadline } => RecordedEffect::Put { value: value.clone(), deadline: *deadline },
+            Effect::Put { value, deadline } => RecordedEffect::Put {
+                value: value.clone(),
+                deadline: *deadline,
+            },
             Effect::Delete => RecordedEffect::Delete,
             Effect::Expire(_) | Effect::Unknown => RecordedEffect::Unknown,
         }
@@ -48,8 +51,14 @@ const FIXED_LEN: usize = 8 + 1 + 4 + 8;
 /// Appends one record to `out`.
 pub fn encode(seq: u64, key: &[u8], effect: &RecordedEffect, out: &mut Vec<u8>) {
     let (kind, deadline, value): (u8, i64, &[u8]) = match effect {
-        RecordedEffect::Put { value, deadline: Deadline::At(at) } => (PUT, *at, value),
-        RecordedEffect::Put { value, deadline: Deadline::Never } => (PUT, i64::MAX, value),
+        RecordedEffect::Put {
+            value,
+            deadline: Deadline::At(at),
+        } => (PUT, *at, value),
+        RecordedEffect::Put {
+            value,
+            deadline: Deadline::Never,
+        } => (PUT, i64::MAX, value),
         RecordedEffect::Delete => (DELETE, 0, &[]),
         RecordedEffect::Unknown => (UNKNOWN, 0, &[]),
         RecordedEffect::Wipe => (WIPE, 0, &[]),
@@ -85,7 +94,11 @@ pub fn decode(bytes: &Bytes) -> Option<(Record, usize)> {
     let effect = match body[8] {
         PUT => RecordedEffect::Put {
             value: bytes.slice(HEADER_LEN + key_end..end),
-            deadline: if deadline == i64::MAX { Deadline::Never } else { Deadline::At(deadline) },
+            deadline: if deadline == i64::MAX {
+                Deadline::Never
+            } else {
+                Deadline::At(deadline)
+            },
         },
         DELETE => RecordedEffect::Delete,
         UNKNOWN => RecordedEffect::Unknown,
@@ -105,7 +118,11 @@ mod tests {
         prop_oneof![
             (prop::collection::vec(any::<u8>(), 0..50), any::<i64>()).prop_map(|(value, at)| RecordedEffect::Put {
                 value: value.into(),
-                deadline: if at == i64::MAX { Deadline::Never } else { Deadline::At(at) },
+                deadline: if at == i64::MAX {
+                    Deadline::Never
+                } else {
+                    Deadline::At(at)
+                },
             }),
             Just(RecordedEffect::Delete),
             Just(RecordedEffect::Unknown),

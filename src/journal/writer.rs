@@ -35,7 +35,15 @@ struct Segment {
 
 impl Writer {
     pub fn new(journal: Arc<Journal>, worker: usize) -> Self {
-        Writer { journal, worker, buffer: Vec::new(), buffered: 0, last_seq: 0, segment: None, failed_at: None }
+        Writer {
+            journal,
+            worker,
+            buffer: Vec::new(),
+            buffered: 0,
+            last_seq: 0,
+            segment: None,
+            failed_at: None,
+        }
     }
 
     /// Adds a record; it is on its way to the disk only after [`Writer::flush`].
@@ -83,7 +91,10 @@ impl Writer {
             Some(segment) => segment,
             None => {
                 // The sequence number makes the name unique: it never runs backwards, restarts included.
-                let path = self.journal.dir.join(format!("segment-{:016x}-{}.log", self.last_seq, self.worker));
+                let path = self
+                    .journal
+                    .dir
+                    .join(format!("segment-{:016x}-{}.log", self.last_seq, self.worker));
                 let file = OpenOptions::new().append(true).create_new(true).open(&path)?;
                 self.segment.insert(Segment { file, path, len: 0 })
             }
@@ -118,7 +129,11 @@ impl Writer {
 
     fn close(&mut self) {
         if let Some(segment) = self.segment.take() {
-            let closed = Closed { path: segment.path, last_seq: self.last_seq, len: segment.len };
+            let closed = Closed {
+                path: segment.path,
+                last_seq: self.last_seq,
+                len: segment.len,
+            };
             self.journal.closed.lock().expect("no panic while locked").push(closed);
         }
     }

@@ -26,7 +26,11 @@ const POLL: Duration = Duration::from_millis(2);
 impl Controller {
     pub(super) async fn run_backfill(&self, stop: &CancellationToken) -> End {
         let counters = &self.parts.counters;
-        for counter in [&counters.backfill_copied, &counters.backfill_skipped, &counters.backfill_failed] {
+        for counter in [
+            &counters.backfill_copied,
+            &counters.backfill_skipped,
+            &counters.backfill_failed,
+        ] {
             counter.store(0, Relaxed);
         }
         let authority = self.parts.stores.authority();
@@ -36,7 +40,11 @@ impl Controller {
             Authority::Target => self.census.target.load(Relaxed),
         };
         self.update(|state| {
-            state.backfill = Backfill { state: BackfillState::Running, expected, ..Backfill::default() };
+            state.backfill = Backfill {
+                state: BackfillState::Running,
+                expected,
+                ..Backfill::default()
+            };
             state.enter(Phase::Backfilling);
         });
         let start = Instant::now();
@@ -45,7 +53,11 @@ impl Controller {
         let stopped = stop.is_cancelled();
         self.update(|state| {
             let done = result.is_ok() && !stopped;
-            state.backfill.state = if done { BackfillState::Done } else { BackfillState::Failed };
+            state.backfill.state = if done {
+                BackfillState::Done
+            } else {
+                BackfillState::Failed
+            };
             // What verify saw before is no longer what is there.
             if done && state.verify.state == VerifyState::Clean {
                 state.verify.state = VerifyState::Idle;
@@ -123,8 +135,19 @@ impl Controller {
             backfill.skipped = counters.backfill_skipped.load(Relaxed);
             backfill.failed = counters.backfill_failed.load(Relaxed);
             backfill.per_second = backfill.copied as f64 / start.elapsed().as_secs_f64().max(0.001);
-            let waiting = self.parts.tee.sinks().iter().map(|sink| sink.backfilling()).max().unwrap_or(0);
-            (backfill.scanned.saturating_sub(waiting), backfill.expected.max(backfill.scanned), "copying sessions")
+            let waiting = self
+                .parts
+                .tee
+                .sinks()
+                .iter()
+                .map(|sink| sink.backfilling())
+                .max()
+                .unwrap_or(0);
+            (
+                backfill.scanned.saturating_sub(waiting),
+                backfill.expected.max(backfill.scanned),
+                "copying sessions",
+            )
         };
         self.progress(done, Some(total), message);
     }

@@ -91,7 +91,12 @@ impl Controller {
     /// The session keys in `store`, batch by batch. A key may come twice.
     pub(super) fn scan(&self, store: &RedisStore) -> SessionScan {
         let patterns = self.parts.tee.patterns.clone();
-        SessionScan { store: store.clone(), globs: patterns.scan_globs(), patterns, cursor: 0 }
+        SessionScan {
+            store: store.clone(),
+            globs: patterns.scan_globs(),
+            patterns,
+            cursor: 0,
+        }
     }
 
     /// Marks every session of every store for a look at the authority. Answers how many keys that were.
@@ -115,8 +120,11 @@ impl Controller {
         {
             let mut after = String::new();
             loop {
-                let page =
-                    rows.database.page(&after, PAGE_LEN, now_ms()).await.map_err(|error| error.to_string())?;
+                let page = rows
+                    .database
+                    .page(&after, PAGE_LEN, now_ms())
+                    .await
+                    .map_err(|error| error.to_string())?;
                 let Some(last) = page.last() else { break };
                 after.clone_from(last);
                 for session_key in &page {

@@ -6,8 +6,8 @@ use std::sync::atomic::Ordering::Relaxed;
 use super::{Control, Controller, Refused};
 use crate::proxy::stats::LATENCY_BOUNDS_US;
 use crate::status::{
-    Clients, Commands, Cutover, CutoverState, Operation, OperationKind, OperationOptions, Phase, Sessions, Sink, Status,
-    Tee,
+    Clients, Commands, Cutover, CutoverState, Operation, OperationKind, OperationOptions, Phase, Sessions, Sink,
+    Status, Tee,
 };
 use crate::tee::Pending;
 
@@ -15,7 +15,10 @@ impl Control for Controller {
     fn status(&self) -> Status {
         let parts = &self.parts;
         let mut clients = Clients::default();
-        let mut commands = Commands { session_writes: parts.tee.session_writes.load(Relaxed), ..Commands::default() };
+        let mut commands = Commands {
+            session_writes: parts.tee.session_writes.load(Relaxed),
+            ..Commands::default()
+        };
         for stats in parts.proxy.stats() {
             clients.connected += stats.clients.load(Relaxed);
             clients.total += stats.clients_total.load(Relaxed);
@@ -34,19 +37,27 @@ impl Control for Controller {
             uptime_seconds: self.started.elapsed().as_secs_f64(),
             clients,
             commands,
-            tee: Tee { target: sink(&parts.tee.redis, 0), database: sink(&parts.tee.database, parts.counters.rejected.load(Relaxed)) },
+            tee: Tee {
+                target: sink(&parts.tee.redis, 0),
+                database: sink(&parts.tee.database, parts.counters.rejected.load(Relaxed)),
+            },
             sessions: Sessions {
                 source: self.census.source.load(Relaxed),
                 target: self.census.target.load(Relaxed),
                 database: self.census.database.load(Relaxed),
                 unstorable: (parts.counters.unstorable.len() as u64).max(state.verify.unstorable),
-                bypass_watch: "off".into(),
+                bypassing_writes: parts.tee.bypassing_writes(),
+                bypass_watch: if parts.tee.is_watched() { "tracking" } else { "off" }.into(),
                 ..Sessions::default()
             },
             backfill: state.backfill,
             verify: state.verify,
             cutover: Cutover { ..state.cutover },
-            operation: self.operations().current.as_ref().map(|(operation, _)| operation.clone()),
+            operation: self
+                .operations()
+                .current
+                .as_ref()
+                .map(|(operation, _)| operation.clone()),
             warnings,
         }
     }
@@ -66,10 +77,15 @@ impl Control for Controller {
     fn unready(&self) -> Vec<String> {
         let mut reasons = Vec::new();
         let (tee, state) = (&self.parts.tee, self.state());
-        let holding =
-            matches!(state.cutover.state, CutoverState::Holding | CutoverState::Draining | CutoverState::Switching);
+        let holding = matches!(
+            state.cutover.state,
+            CutoverState::Holding | CutoverState::Draining | CutoverState::Switching
+        );
         if !self.parts.reachable.load(Relaxed) && !holding {
-            reasons.push(format!("the {} Redis, which is the authority, cannot be reached", state.authority));
+            reasons.push(format!(
+                "the {} Redis, which is the authority, cannot be reached",
+                state.authority
+            ));
         }
         for sink in tee.sinks() {
             if sink.is_enabled() && !sink.connected.load(Relaxed) && state.phase != Phase::Finished {
@@ -91,7 +107,10 @@ impl Control for Controller {
                 *totals.entry(command.entry().name).or_default() += count;
             }
             let (counts, sum) = worker.latency();
-            buckets.iter_mut().zip(counts).for_each(|(total, count)| *total += count);
+            buckets
+                .iter_mut()
+                .zip(counts)
+                .for_each(|(total, count)| *total += count);
             sum_us += sum;
             upstream_errors += worker.upstream_errors.load(Relaxed);
         }
@@ -105,16 +124,29 @@ impl Control for Controller {
         for (count, bound) in buckets.iter().zip(LATENCY_BOUNDS_US.iter().map(Some).chain([None])) {
             running += count;
             let bound = bound.map_or("+Inf".to_owned(), |&us| (us as f64 / 1e6).to_string());
-            let _ = writeln!(out, "sessionferry_command_seconds_bucket{{route=\"upstream\",le=\"{bound}\"}} {running}");
+            let _ = writeln!(
+                out,
+                "sessionferry_command_seconds_bucket{{route=\"upstream\",le=\"{bound}\"}} {running}"
+            );
         }
-        let _ = writeln!(out, "sessionferry_command_seconds_sum{{route=\"upstream\"}} {}", sum_us as f64 / 1e6);
-        let _ = writeln!(out, "sessionferry_command_seconds_count{{route=\"upstream\"}} {running}");
+        let _ = writeln!(
+            out,
+            "sessionferry_command_seconds_sum{{route=\"upstream\"}} {}",
+            sum_us as f64 / 1e6
+        );
+        let _ = writeln!(
+            out,
+            "sessionferry_command_seconds_count{{route=\"upstream\"}} {running}"
+        );
         let writes = self.parts.tee.session_writes.load(Relaxed);
         let _ = writeln!(out, "# TYPE sessionferry_session_writes_total counter");
         let _ = writeln!(out, "sessionferry_session_writes_total{{effect=\"any\"}} {writes}");
         let _ = writeln!(out, "# TYPE sessionferry_upstream_errors_total counter");
         let side = self.parts.stores.authority();
-        let _ = writeln!(out, "sessionferry_upstream_errors_total{{side=\"{side}\",kind=\"connection\"}} {upstream_errors}");
+        let _ = writeln!(
+            out,
+            "sessionferry_upstream_errors_total{{side=\"{side}\",kind=\"connection\"}} {upstream_errors}"
+        );
         let _ = writeln!(out, "# TYPE sessionferry_journal_bytes gauge");
         let _ = writeln!(out, "sessionferry_journal_bytes {}", self.parts.journal.bytes());
         out

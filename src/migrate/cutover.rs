@@ -29,8 +29,11 @@ impl Controller {
         };
         self.progress(0, None, "asking what it depends on");
         let checks = self.checks(to, options.force).await;
-        let failed: Vec<String> =
-            checks.iter().filter(|check| !check.passed).map(|check| format!("{}: {}", check.name, check.detail)).collect();
+        let failed: Vec<String> = checks
+            .iter()
+            .filter(|check| !check.passed)
+            .map(|check| format!("{}: {}", check.name, check.detail))
+            .collect();
         let mut plan = Plan {
             dry_run: options.dry_run,
             checks,
@@ -39,13 +42,19 @@ impl Controller {
                 "hold new commands, wait for the replies in flight".to_owned(),
                 "deliver pending writes to the other Redis and the database".to_owned(),
                 format!("make the {to} the authority, durably"),
-                format!("release: Django goes on at the {to}; over {:.1} s all is undone", self.parts.max_hold.as_secs_f64()),
+                format!(
+                    "release: Django goes on at the {to}; over {:.1} s all is undone",
+                    self.parts.max_hold.as_secs_f64()
+                ),
             ]
             .to_vec(),
             ..Plan::default()
         };
         if !failed.is_empty() {
-            return End::Failed(format!("refused, nothing was changed: {}", failed.join("; ")), json!(plan));
+            return End::Failed(
+                format!("refused, nothing was changed: {}", failed.join("; ")),
+                json!(plan),
+            );
         }
         if options.dry_run {
             return End::Done(json!(plan));
@@ -66,7 +75,10 @@ impl Controller {
                     state.cutover.hold_seconds = plan.hold_seconds;
                     state.phase = phase_before;
                 });
-                End::Failed(format!("undone, the {} is still the authority: {reason}", to.other()), json!(plan))
+                End::Failed(
+                    format!("undone, the {} is still the authority: {reason}", to.other()),
+                    json!(plan),
+                )
             }
         }
     }
@@ -155,7 +167,11 @@ impl Controller {
                 format!("{} writes to the {}{error}", sink.len(), sink.name.label())
             })
             .collect();
-        format!("still pending after max_hold of {:.1} s: {}", self.parts.max_hold.as_secs_f64(), waiting.join(", "))
+        format!(
+            "still pending after max_hold of {:.1} s: {}",
+            self.parts.max_hold.as_secs_f64(),
+            waiting.join(", ")
+        )
     }
 
     /// The switch itself. Where saving fails the old state stands, on disk and in memory.

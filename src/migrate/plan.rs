@@ -20,19 +20,38 @@ impl Controller {
         let mut checks = Vec::new();
         let mut add = |name: &str, result: Result<String, String>| {
             let passed = result.is_ok();
-            checks.push(Check { name: name.to_owned(), passed, detail: result.unwrap_or_else(|error| error) });
+            checks.push(Check {
+                name: name.to_owned(),
+                passed,
+                detail: result.unwrap_or_else(|error| error),
+            });
         };
         if to == Authority::Target && !force {
             add("backfill done", self.check_backfill());
             add("verify clean and recent", self.check_verify());
         }
-        add("new authority reachable", self.parts.stores.of(to).ping().await.map(|()| "it answers".into()).map_err(|e| e.to_string()));
+        add(
+            "new authority reachable",
+            self.parts
+                .stores
+                .of(to)
+                .ping()
+                .await
+                .map(|()| "it answers".into())
+                .map_err(|e| e.to_string()),
+        );
         add("new authority writable", self.check_writable(to).await);
         add("the other Redis caught up", self.check_sink(&self.parts.tee.redis));
         if self.parts.tee.database.is_enabled() {
             add("database caught up", self.check_sink(&self.parts.tee.database));
         }
-        add("pending writes recorded", self.parts.journal.trouble().map_or(Ok("data_dir takes them".into()), Err));
+        add(
+            "pending writes recorded",
+            self.parts
+                .journal
+                .trouble()
+                .map_or(Ok("data_dir takes them".into()), Err),
+        );
         checks
     }
 
@@ -53,7 +72,11 @@ impl Controller {
         if age_ms > CERTIFICATE_MAX_AGE_MS {
             return Err("the last clean verify is more than an hour old: run `sessionferry verify` again".into());
         }
-        Ok(format!("{} sessions compared {} s ago", state.verify.compared, age_ms / 1000))
+        Ok(format!(
+            "{} sessions compared {} s ago",
+            state.verify.compared,
+            age_ms / 1000
+        ))
     }
 
     async fn check_writable(&self, to: Authority) -> Result<String, String> {
@@ -65,7 +88,9 @@ impl Controller {
         if let (Some(max), Some(used)) = (facts.maxmemory.filter(|&max| max > 0), facts.used_memory)
             && (max.saturating_sub(used) as f64) < max as f64 * MIN_FREE_MEMORY
         {
-            return Err(format!("the {to} Redis uses {used} of {max} bytes: give it more memory"));
+            return Err(format!(
+                "the {to} Redis uses {used} of {max} bytes: give it more memory"
+            ));
         }
         store.write_probe(PROBE_KEY).await.map_err(|error| error.to_string())?;
         Ok("a probe was written and deleted".into())

@@ -9,20 +9,26 @@ use serde::{Deserialize, Serialize};
 use crate::status::{Authority, Backfill, BackfillState, Cutover, CutoverState, Phase, Verify, VerifyState};
 
 /// Version of the folder's layout. Another version is refused rather than guessed at.
-pub const FORMAT: u32 = 1;
+pub const VERSION: u32 = 1;
 
 /// Why the data directory cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
     #[error("cannot {action} {path}: {source}; data_dir must be a folder that this user may write to")]
-    Io { action: &'static str, path: PathBuf, source: std::io::Error },
-    #[error("the data directory {0} is in use by another sessionferry; one process at a time (stop the other one, or give this one a data_dir of its own)")]
+    Io {
+        action: &'static str,
+        path: PathBuf,
+        source: std::io::Error,
+    },
+    #[error(
+        "the data directory {0} is in use by another sessionferry; one process at a time (stop the other one, or give this one a data_dir of its own)"
+    )]
     InUse(PathBuf),
     #[error(
-        "the data directory {path} is of format {found}, this program knows format {FORMAT}; \
-         start the version that wrote it, or give this one a data_dir of its own"
+        "the data directory {path} is of version {found}, this program knows version {VERSION}; \
+         start the program that wrote it, or give this one a data_dir of its own"
     )]
-    Format { path: PathBuf, found: u64 },
+    Version { path: PathBuf, found: u64 },
     #[error("{path} is damaged ({reason}); restore it from a copy: it says which Redis is the authority")]
     Damaged { path: PathBuf, reason: String },
 }
@@ -30,7 +36,7 @@ pub enum StateError {
 /// The state as it is saved.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct State {
-    pub format: u32,
+    pub version: u32,
     pub phase: Phase,
     pub authority: Authority,
     /// When the phase was entered, RFC 3339.
@@ -50,7 +56,7 @@ pub struct State {
 impl State {
     fn new(source: String, target: String) -> Self {
         State {
-            format: FORMAT,
+            version: VERSION,
             phase: Phase::Teeing,
             authority: Authority::Source,
             since: crate::clock::now_rfc3339(),
@@ -102,7 +108,11 @@ impl DataDir {
             Err(TryLockError::WouldBlock) => return Err(StateError::InUse(path.to_owned())),
             Err(TryLockError::Error(source)) => return Err(io("lock", &lock_path)(source)),
         }
-        let mut dir = DataDir { path: path.to_owned(), _lock: lock, fresh: false };
+        let mut dir = DataDir {
+            path: path.to_owned(),
+            _lock: lock,
+            fresh: false,
+        };
         let file = dir.file();
         let state = match fs::read(&file) {
             Ok(bytes) => parse(&file, path, &bytes)?,
@@ -140,17 +150,27 @@ impl DataDir {
         out.write_all(&bytes).map_err(io("write"))?;
         out.sync_all().map_err(io("sync"))?;
         fs::rename(&part, &file).map_err(io("replace"))?;
-        File::open(&self.path).and_then(|dir| dir.sync_all()).map_err(io("sync"))
+        File::open(&self.path)
+            .and_then(|dir| dir.sync_all())
+            .map_err(io("sync"))
     }
 }
 
 fn parse(file: &Path, dir: &Path, bytes: &[u8]) -> Result<State, StateError> {
-    let damaged = |reason: String| StateError::Damaged { path: file.to_owned(), reason };
+    let damaged = |reason: String| StateError::Damaged {
+        path: file.to_owned(),
+        reason,
+    };
     let value: serde_json::Value = serde_json::from_slice(bytes).map_err(|error| damaged(error.to_string()))?;
-    match value.get("format").and_then(serde_json::Value::as_u64) {
-        Some(format) if format == u64::from(FORMAT) => {}
-        Some(found) => return Err(StateError::Format { path: dir.to_owned(), found }),
-        None => return Err(damaged("it names no format".into())),
+    match value.get("version").and_then(serde_json::Value::as_u64) {
+        Some(version) if version == u64::from(VERSION) => {}
+        Some(found) => {
+            return Err(StateError::Version {
+                path: dir.to_owned(),
+                found,
+            });
+        }
+        None => return Err(damaged("it names no version".into())),
     }
     let mut state: State = serde_json::from_value(value).map_err(|error| damaged(error.to_string()))?;
     // What was under way when the process ended is not under way now.
@@ -160,7 +180,10 @@ fn parse(file: &Path, dir: &Path, bytes: &[u8]) -> Result<State, StateError> {
     if state.verify.state == VerifyState::Running {
         state.verify.state = VerifyState::Failed;
     }
-    if !matches!(state.cutover.state, CutoverState::Idle | CutoverState::Done | CutoverState::Undone) {
+    if !matches!(
+        state.cutover.state,
+        CutoverState::Idle | CutoverState::Done | CutoverState::Undone
+    ) {
         state.cutover.state = CutoverState::Undone;
         state.cutover.reason = Some("the proxy ended while commands were held".into());
     }
@@ -186,7 +209,10 @@ mod tests {
         drop(data);
         let (data, again) = open(dir.path()).unwrap();
         assert!(!data.fresh);
-        assert_eq!((again.phase, again.authority, again.digest_key), (Phase::CutOver, Authority::Target, state.digest_key));
+        assert_eq!(
+            (again.phase, again.authority, again.digest_key),
+            (Phase::CutOver, Authority::Target, state.digest_key)
+        );
     }
 
     #[test]
@@ -199,7 +225,11 @@ mod tests {
     #[test]
     fn another_version_and_damage_are_refused() {
         let dir = tempfile::tempdir().unwrap();
-        for (text, expected) in [("{\"format\": 2}", "is of format 2"), ("{", "is damaged"), ("{}", "is damaged")] {
+        for (text, expected) in [
+            ("{\"version\": 2}", "is of version 2"),
+            ("{", "is damaged"),
+            ("{}", "is damaged"),
+        ] {
             fs::write(dir.path().join("state.json"), text).unwrap();
             let error = open(dir.path()).unwrap_err().to_string();
             assert!(error.contains(expected), "{error}");

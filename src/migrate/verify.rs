@@ -74,7 +74,10 @@ const CATCH_UP: Duration = Duration::from_secs(2);
 
 impl Controller {
     pub(super) async fn run_verify(&self, stop: &CancellationToken) -> End {
-        self.state().verify = Verify { state: VerifyState::Running, ..Verify::default() };
+        self.state().verify = Verify {
+            state: VerifyState::Running,
+            ..Verify::default()
+        };
         let result = self.compare_all(stop).await;
         let stopped = stop.is_cancelled();
         let (differs, counts) = self.update(|state| {
@@ -188,13 +191,19 @@ impl Controller {
         {
             let mut after = String::new();
             loop {
-                let page =
-                    rows.database.page(&after, PAGE_LEN, now_ms()).await.map_err(|error| error.to_string())?;
+                let page = rows
+                    .database
+                    .page(&after, PAGE_LEN, now_ms())
+                    .await
+                    .map_err(|error| error.to_string())?;
                 let Some(last) = page.last() else { break };
                 after.clone_from(last);
                 seen += page.len() as u64;
                 self.progress(seen, Some(total), "comparing what the database has");
-                let keys = page.iter().map(|key| Bytes::from(self.parts.tee.patterns.redis_key(key))).collect();
+                let keys = page
+                    .iter()
+                    .map(|key| Bytes::from(self.parts.tee.patterns.redis_key(key)))
+                    .collect();
                 self.find_extras(keys, Kind::ExtraDatabase, &mut found).await?;
                 if stop.is_cancelled() {
                     break;
@@ -206,8 +215,13 @@ impl Controller {
     }
 
     async fn find_extras(&self, keys: Vec<Bytes>, kind: Kind, found: &mut Differences) -> Result<(), String> {
-        let exist =
-            self.parts.stores.authority_store().exists(&keys).await.map_err(|error| error.to_string())?;
+        let exist = self
+            .parts
+            .stores
+            .authority_store()
+            .exists(&keys)
+            .await
+            .map_err(|error| error.to_string())?;
         for (key, _) in keys.into_iter().zip(exist).filter(|(_, exists)| !exists) {
             let kinds = found.entry(Bytes::copy_from_slice(&key)).or_default();
             if !kinds.contains(&kind) {
@@ -240,8 +254,12 @@ impl Controller {
             let mut open = batch.to_vec();
             for _ in 0..MAX_LOOKS {
                 let looked = self.look(&open, true).await?;
-                let moving: Vec<Bytes> =
-                    open.iter().zip(&looked).filter(|(_, looked)| looked.moving).map(|(key, _)| key.clone()).collect();
+                let moving: Vec<Bytes> = open
+                    .iter()
+                    .zip(&looked)
+                    .filter(|(_, looked)| looked.moving)
+                    .map(|(key, _)| key.clone())
+                    .collect();
                 collect(&open, looked, &mut still, unstorable);
                 if moving.is_empty() {
                     break;
@@ -271,15 +289,31 @@ impl Controller {
                     .filter(|key| is_storable(key))
                     .map(str::to_owned)
                     .collect();
-                Some(rows.database.fetch(&session_keys).await.map_err(|error| error.to_string())?)
+                Some(
+                    rows.database
+                        .fetch(&session_keys)
+                        .await
+                        .map_err(|error| error.to_string())?,
+                )
             }
             None => None,
         };
-        let again = if careful { Some(parts.stores.authority_store().read(keys).await.map_err(text)?) } else { None };
+        let again = if careful {
+            Some(parts.stores.authority_store().read(keys).await.map_err(text)?)
+        } else {
+            None
+        };
         let now = now_ms();
         let looked = keys.iter().enumerate().map(|(i, key)| {
-            if before[i] || again.as_ref().is_some_and(|again| again[i] != authority[i] || tee.is_unfinished(key)) {
-                return Looked { moving: true, ..Looked::default() };
+            if before[i]
+                || again
+                    .as_ref()
+                    .is_some_and(|again| again[i] != authority[i] || tee.is_unfinished(key))
+            {
+                return Looked {
+                    moving: true,
+                    ..Looked::default()
+                };
             }
             let mut looked = Looked::default();
             looked.differences.extend(compare_redis(&authority[i], &other[i], now));
@@ -333,7 +367,13 @@ impl Controller {
 
 fn compare_redis(authority: &Stored, other: &Stored, now: i64) -> Option<Kind> {
     match (authority, other) {
-        (Stored::Value { value, deadline }, Stored::Value { value: copy, deadline: its }) => {
+        (
+            Stored::Value { value, deadline },
+            Stored::Value {
+                value: copy,
+                deadline: its,
+            },
+        ) => {
             let same_end = match (deadline, its) {
                 (Deadline::At(a), Deadline::At(b)) => (a - b).abs() <= DEADLINE_TOLERANCE_MS,
                 (a, b) => a == b,
@@ -371,7 +411,9 @@ fn too_many(found: &Differences) -> Result<(), String> {
     if found.len() < MAX_DIFFERENCES {
         return Ok(());
     }
-    Err(format!("more than {MAX_DIFFERENCES} sessions differ: has backfill been run?"))
+    Err(format!(
+        "more than {MAX_DIFFERENCES} sessions differ: has backfill been run?"
+    ))
 }
 
 /// All differences of a result.

@@ -12,7 +12,11 @@ pub struct Backoff {
 
 impl Backoff {
     pub fn new(first: Duration, cap: Duration) -> Self {
-        Backoff { next: first, first, cap }
+        Backoff {
+            next: first,
+            first,
+            cap,
+        }
     }
 
     /// The next wait: between half and all of a duration that doubles up to the cap.

@@ -105,7 +105,11 @@ impl Client {
         }
         let mut out = self.out.borrow_mut();
         if out.len() + bytes.len() > MAX_OUTPUT {
-            tracing::warn!(client = self.id, limit = MAX_OUTPUT, "a client does not read its replies; closing it");
+            tracing::warn!(
+                client = self.id,
+                limit = MAX_OUTPUT,
+                "a client does not read its replies; closing it"
+            );
             drop(out);
             self.close();
             return;
@@ -158,7 +162,8 @@ impl Client {
 
     fn unpin_if_free(&self) {
         let free = self.pin.borrow().as_ref().is_some_and(Pin::is_free);
-        if free && self.in_flight.get() == 0
+        if free
+            && self.in_flight.get() == 0
             && let Some(pin) = self.pin.borrow_mut().take()
         {
             pin.upstream.own(None);
@@ -201,7 +206,11 @@ impl Client {
         match change {
             StateChange::Select(db) => identity.db = db,
             StateChange::Auth(credentials) => identity.credentials = Some(Rc::new(credentials)),
-            StateChange::Hello { protocol, credentials, name } => {
+            StateChange::Hello {
+                protocol,
+                credentials,
+                name,
+            } => {
                 identity.protocol = protocol.unwrap_or(identity.protocol);
                 if let Some(credentials) = credentials {
                     identity.credentials = Some(Rc::new(credentials));
@@ -233,13 +242,32 @@ impl Client {
         };
         let old = pin.upstream.clone();
         let blocked = if pin.blocking { old.unanswered() } else { Bytes::new() };
-        let new = Upstream::open(&self.worker, authority, self.identity.borrow().clone(), Some(old.labels.clone()));
+        let new = Upstream::open(
+            &self.worker,
+            authority,
+            self.identity.borrow().clone(),
+            Some(old.labels.clone()),
+        );
         new.own(Some(self.clone()));
         let mut rest = &state[..];
-        for _ in 0..replies {
-            let Ok(Some(request)) = RequestScanner::default().scan(rest) else { break };
+        let subscriptions = pin.subscriptions();
+        for number in 0..replies {
+            let Ok(Some(request)) = RequestScanner::default().scan(rest) else {
+                break;
+            };
             let (frame, tail) = rest.split_at(request.len);
-            new.send(frame, InFlight { client: None, ..self.entry(CommandId::lookup(b"select"), frame.len()) });
+            let kind = if number < subscriptions {
+                Kind::Subscribe(1)
+            } else {
+                Kind::Plain
+            };
+            new.send(
+                frame,
+                InFlight {
+                    kind,
+                    ..InFlight::unowned(CommandId::lookup(b"multi"), frame.len())
+                },
+            );
             rest = tail;
         }
         if pin.watching {
@@ -250,7 +278,10 @@ impl Client {
         old.own(None);
         if !blocked.is_empty() {
             let blocked = self.worker.shorten_timeout(&blocked, old.oldest());
-            let entry = InFlight { kind: Kind::Blocking, ..self.entry(CommandId::lookup(b"blpop"), blocked.len()) };
+            let entry = InFlight {
+                kind: Kind::Blocking,
+                ..self.entry(CommandId::lookup(b"blpop"), blocked.len())
+            };
             new.send(&blocked, entry);
         }
         old.close();
@@ -285,7 +316,9 @@ impl Client {
     /// Gives the client an upstream of its own.
     fn pin(self: &Rc<Self>) {
         if self.pin.borrow().is_none() {
-            let upstream = self.worker.exclusive_upstream(&self.identity.borrow(), &self.labels.borrow());
+            let upstream = self
+                .worker
+                .exclusive_upstream(&self.identity.borrow(), &self.labels.borrow());
             upstream.own(Some(self.clone()));
             *self.pin.borrow_mut() = Some(Pin::new(upstream));
         }
@@ -309,7 +342,13 @@ pub(super) struct Downstream {
 
 impl Downstream {
     pub(super) fn new(client: Rc<Client>, reader: ReadHalf) -> Self {
-        Downstream { client, reader, scanner: RequestScanner::default(), input: BytesMut::new(), ended: false }
+        Downstream {
+            client,
+            reader,
+            scanner: RequestScanner::default(),
+            input: BytesMut::new(),
+            ended: false,
+        }
     }
 
     /// Serves the client to its end.
@@ -372,7 +411,11 @@ impl Downstream {
         client.worker.flush_clients();
         self.poll_flush(cx);
         let done = client.out.borrow().is_empty() && client.in_flight.get() == 0;
-        let blocked = client.pin.borrow().as_ref().is_some_and(|pin| pin.blocking || pin.subscriptions() > 0);
+        let blocked = client
+            .pin
+            .borrow()
+            .as_ref()
+            .is_some_and(|pin| pin.blocking || pin.subscriptions() > 0);
         let draining = client.worker.draining.get() && (blocked || self.input.is_empty());
         // A client that hung up gets what it is owed, as far as it still reads; a blocked one waits for nothing now.
         if client.closed.get()
@@ -467,17 +510,29 @@ impl Downstream {
             let words = inline::split(&frame[..frame.len() - 1]).unwrap_or_default();
             let mut encoded = Vec::new();
             encode(&words, &mut encoded);
-            let Ok(Some(request)) = RequestScanner::default().scan(&encoded) else { return Dispatch::Done };
+            let Ok(Some(request)) = RequestScanner::default().scan(&encoded) else {
+                return Dispatch::Done;
+            };
             return self.dispatch(&encoded, &request);
         };
         let entry = command.entry();
         let pinned = client.pin.borrow().is_some();
+        if entry.access == Access::Wipe && worker.shared.refuses_flush {
+            if client.in_flight.get() > 0 {
+                return Dispatch::AwaitReplies;
+            }
+            client.answer(b"-ERR sessionferry: refused, it would delete every session (tee.on_flush = refuse)\r\n");
+            return Dispatch::Done;
+        }
         match entry.connection {
             // The hot path.
             Connection::Shared | Connection::Exec | Connection::Discard | Connection::Unwatch if !pinned => {
                 let upstream = client.shared();
                 if upstream.backlog() > MAX_BACKLOG {
                     return Dispatch::Backlogged;
+                }
+                if entry.name == "script" && frame[request.first.clone()].eq_ignore_ascii_case(b"load") {
+                    worker.shared.scripts.note(frame);
                 }
                 let write = self.session_write(&upstream, command, frame, request);
                 self.send(&upstream, frame, command, write, Kind::Plain);
@@ -489,13 +544,25 @@ impl Downstream {
         }
         if command.is_unknown() && is_http(&frame[request.name.clone()]) {
             // Redis's own guard against a browser that was made to speak to it.
-            tracing::warn!(client = client.id, "possible cross-protocol attack: a client speaks HTTP; closing it");
+            tracing::warn!(
+                client = client.id,
+                "possible cross-protocol attack: a client speaks HTTP; closing it"
+            );
             client.close();
             return Dispatch::Done;
         }
         let args: Vec<&[u8]> = Args::new(frame).collect();
-        let in_transaction = client.pin.borrow().as_ref().is_some_and(|pin| pin.transaction.is_some());
-        if in_transaction && !matches!(entry.connection, Connection::Exec | Connection::Discard | Connection::Quit | Connection::Reset) {
+        let in_transaction = client
+            .pin
+            .borrow()
+            .as_ref()
+            .is_some_and(|pin| pin.transaction.is_some());
+        if in_transaction
+            && !matches!(
+                entry.connection,
+                Connection::Exec | Connection::Discard | Connection::Quit | Connection::Reset
+            )
+        {
             self.queue_in_transaction(command, frame, request, &args);
             return Dispatch::Done;
         }
@@ -537,7 +604,11 @@ impl Downstream {
     }
 
     fn confirming(&self) -> bool {
-        self.client.pin.borrow().as_ref().is_some_and(|pin| pin.upstream.is_confirming())
+        self.client
+            .pin
+            .borrow()
+            .as_ref()
+            .is_some_and(|pin| pin.upstream.is_confirming())
     }
 
     /// What the command will do to sessions, registered and on its way to the journal.
@@ -600,8 +671,12 @@ impl Downstream {
     }
 
     fn send_pinned(&self, command: CommandId, frame: &[u8], request: &Request, kind: Kind) {
-        let Some((upstream, silent)) =
-            self.client.pin.borrow().as_ref().map(|pin| (pin.upstream.clone(), pin.silent))
+        let Some((upstream, silent)) = self
+            .client
+            .pin
+            .borrow()
+            .as_ref()
+            .map(|pin| (pin.upstream.clone(), pin.silent))
         else {
             return;
         };
@@ -646,7 +721,9 @@ impl Downstream {
                     pin.blocking = true;
                     kind = Kind::Blocking;
                 }
-                Connection::Subscribe => kind = Kind::Subscribe(pin.confirmations(command.entry().name, args.len() - 1)),
+                Connection::Subscribe => {
+                    kind = Kind::Subscribe(pin.confirmations(command.entry().name, args.len() - 1))
+                }
                 Connection::Monitor => (pin.sticky, pin.unmovable) = (true, true),
                 Connection::Sticky => pin.sticky = true,
                 _ => {}
@@ -658,7 +735,9 @@ impl Downstream {
     /// A command between MULTI and EXEC: the server queues it, so that its effect comes with EXEC.
     fn queue_in_transaction(&self, command: CommandId, frame: &[u8], request: &Request, args: &[&[u8]]) {
         let planned = self.plan(command, frame, request);
-        let Some(upstream) = self.client.pin.borrow().as_ref().map(|pin| pin.upstream.clone()) else { return };
+        let Some(upstream) = self.client.pin.borrow().as_ref().map(|pin| pin.upstream.clone()) else {
+            return;
+        };
         if let Some(pin) = self.client.pin.borrow_mut().as_mut()
             && let Some(transaction) = &mut pin.transaction
         {
@@ -670,7 +749,11 @@ impl Downstream {
             }
             match command.entry().connection {
                 Connection::Select => transaction.select = args.get(1).and_then(|db| db_number(db)),
-                Connection::Hello | Connection::Auth | Connection::Client | Connection::Sticky | Connection::Subscribe => {
+                Connection::Hello
+                | Connection::Auth
+                | Connection::Client
+                | Connection::Sticky
+                | Connection::Subscribe => {
                     (pin.sticky, pin.unmovable) = (true, true);
                 }
                 _ => {}
@@ -684,14 +767,18 @@ impl Downstream {
         let client = &self.client;
         if args.len() != 1 {
             // The server refuses it, and the transaction stays open.
-            let Some(upstream) = client.pin.borrow().as_ref().map(|pin| pin.upstream.clone()) else { return };
+            let Some(upstream) = client.pin.borrow().as_ref().map(|pin| pin.upstream.clone()) else {
+                return;
+            };
             self.send(&upstream, frame, command, None, Kind::Plain);
             return;
         }
         let (upstream, transaction, watch_lost) = {
             let mut slot = client.pin.borrow_mut();
             let Some(pin) = slot.as_mut() else { return };
-            let Some(transaction) = pin.transaction.take() else { return };
+            let Some(transaction) = pin.transaction.take() else {
+                return;
+            };
             let lost = pin.watch_lost;
             (pin.watching, pin.watch_lost) = (false, false);
             (pin.upstream.clone(), transaction, lost)
@@ -702,7 +789,11 @@ impl Downstream {
         }
         if watch_lost {
             // What was watched is on the other server: as if it had changed, which is what WATCH is for.
-            let nil: &[u8] = if client.identity.borrow().protocol == Protocol::Resp3 { b"_\r\n" } else { b"*-1\r\n" };
+            let nil: &[u8] = if client.identity.borrow().protocol == Protocol::Resp3 {
+                b"_\r\n"
+            } else {
+                b"*-1\r\n"
+            };
             self.send(&upstream, b"*1\r\n$7\r\nDISCARD\r\n", command, None, Kind::Instead(nil));
             return;
         }
@@ -767,12 +858,18 @@ impl Downstream {
         let mut wanted = client.identity.borrow().clone();
         match change {
             StateChange::Select(db) => wanted.db = *db,
-            StateChange::Hello { protocol, credentials: None, .. } => {
+            StateChange::Hello {
+                protocol,
+                credentials: None,
+                ..
+            } => {
                 wanted.protocol = protocol.unwrap_or(wanted.protocol);
             }
             _ => return false,
         }
-        let Some(upstream) = client.worker.known_upstream(&wanted) else { return false };
+        let Some(upstream) = client.worker.known_upstream(&wanted) else {
+            return false;
+        };
         match change {
             StateChange::Select(_) => client.answer(b"+OK\r\n"),
             _ => match upstream.hello.borrow().as_ref() {
@@ -792,7 +889,10 @@ impl Downstream {
         let authority = worker.authority.get();
         let given = match change {
             StateChange::Auth(credentials) => credentials,
-            StateChange::Hello { credentials: Some(credentials), .. } => credentials,
+            StateChange::Hello {
+                credentials: Some(credentials),
+                ..
+            } => credentials,
             _ => return frame.to_vec(),
         };
         if authority == Authority::Source || !servers.are_the_sources(Some(given)) {
@@ -800,9 +900,10 @@ impl Downstream {
         }
         let mapped = servers.credentials(authority, Some(given));
         let identity = match change {
-            StateChange::Hello { protocol, .. } => {
-                Identity { protocol: protocol.unwrap_or_default(), ..Identity::default() }
-            }
+            StateChange::Hello { protocol, .. } => Identity {
+                protocol: protocol.unwrap_or_default(),
+                ..Identity::default()
+            },
             _ => Identity::default(),
         };
         let mut out = Vec::new();
@@ -896,13 +997,19 @@ fn db_number(text: &[u8]) -> Option<u32> {
 fn state_change(command: CommandId, args: &[&[u8]]) -> Option<StateChange> {
     match (command.entry().connection, &args[1..]) {
         (Connection::Select, [db]) => Some(StateChange::Select(db_number(db)?)),
-        (Connection::Auth, [password]) => {
-            Some(StateChange::Auth(Credentials { username: None, password: password.to_vec() }))
-        }
-        (Connection::Auth, [user, password]) => {
-            Some(StateChange::Auth(Credentials { username: Some(user.to_vec()), password: password.to_vec() }))
-        }
-        (Connection::Hello, []) => Some(StateChange::Hello { protocol: None, credentials: None, name: None }),
+        (Connection::Auth, [password]) => Some(StateChange::Auth(Credentials {
+            username: None,
+            password: password.to_vec(),
+        })),
+        (Connection::Auth, [user, password]) => Some(StateChange::Auth(Credentials {
+            username: Some(user.to_vec()),
+            password: password.to_vec(),
+        })),
+        (Connection::Hello, []) => Some(StateChange::Hello {
+            protocol: None,
+            credentials: None,
+            name: None,
+        }),
         (Connection::Hello, [version, options @ ..]) => {
             let protocol = Some(match *version {
                 b"2" => Protocol::Resp2,
@@ -912,10 +1019,18 @@ fn state_change(command: CommandId, args: &[&[u8]]) -> Option<StateChange> {
             let (mut credentials, mut name, mut rest) = (None, None, options);
             loop {
                 rest = match rest {
-                    [] => return Some(StateChange::Hello { protocol, credentials, name }),
+                    [] => {
+                        return Some(StateChange::Hello {
+                            protocol,
+                            credentials,
+                            name,
+                        });
+                    }
                     [auth, user, password, tail @ ..] if auth.eq_ignore_ascii_case(b"auth") => {
-                        credentials =
-                            Some(Credentials { username: Some(user.to_vec()), password: password.to_vec() });
+                        credentials = Some(Credentials {
+                            username: Some(user.to_vec()),
+                            password: password.to_vec(),
+                        });
                         tail
                     }
                     [setname, text, tail @ ..] if setname.eq_ignore_ascii_case(b"setname") => {

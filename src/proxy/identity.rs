@@ -108,7 +108,10 @@ impl Servers {
 
 fn of_endpoint(endpoint: &Endpoint) -> Option<Credentials> {
     let password = endpoint.password.as_ref()?.as_bytes().to_vec();
-    Some(Credentials { username: endpoint.username.as_ref().map(|user| user.as_bytes().to_vec()), password })
+    Some(Credentials {
+        username: endpoint.username.as_ref().map(|user| user.as_bytes().to_vec()),
+        password,
+    })
 }
 
 /// The commands that bring a fresh connection to `identity`, encoded, and how many they are.
@@ -116,11 +119,23 @@ pub fn handshake(identity: &Identity, credentials: Option<&Credentials>, out: &m
     let mut count = 0;
     match (identity.protocol, credentials) {
         (Protocol::Resp2, None) => {}
-        (Protocol::Resp2, Some(Credentials { username: None, password })) => {
+        (
+            Protocol::Resp2,
+            Some(Credentials {
+                username: None,
+                password,
+            }),
+        ) => {
             encode(&[b"AUTH".as_slice(), password], out);
             count += 1;
         }
-        (Protocol::Resp2, Some(Credentials { username: Some(user), password })) => {
+        (
+            Protocol::Resp2,
+            Some(Credentials {
+                username: Some(user),
+                password,
+            }),
+        ) => {
             encode(&[b"AUTH".as_slice(), user, password], out);
             count += 1;
         }

@@ -63,7 +63,10 @@ impl Listener {
     /// The address in words.
     pub fn address(&self) -> String {
         match self {
-            Listener::Tcp(listener) => listener.local_addr().map(|address| address.to_string()).unwrap_or_default(),
+            Listener::Tcp(listener) => listener
+                .local_addr()
+                .map(|address| address.to_string())
+                .unwrap_or_default(),
             Listener::Unix(listener) => listener
                 .local_addr()
                 .ok()
@@ -76,12 +79,16 @@ impl Listener {
     pub async fn run(self, proxy: Arc<Proxy>) {
         loop {
             let accepted = match &self {
-                Listener::Tcp(listener) => {
-                    listener.accept().await.and_then(|(stream, _)| stream.into_std()).map(Accepted::Tcp)
-                }
-                Listener::Unix(listener) => {
-                    listener.accept().await.and_then(|(stream, _)| stream.into_std()).map(Accepted::Unix)
-                }
+                Listener::Tcp(listener) => listener
+                    .accept()
+                    .await
+                    .and_then(|(stream, _)| stream.into_std())
+                    .map(Accepted::Tcp),
+                Listener::Unix(listener) => listener
+                    .accept()
+                    .await
+                    .and_then(|(stream, _)| stream.into_std())
+                    .map(Accepted::Unix),
             };
             match accepted {
                 Ok(accepted) => proxy.admit(accepted),
@@ -100,7 +107,11 @@ impl Proxy {
             refuse(accepted);
             return;
         }
-        let fewest = self.stats.iter().enumerate().min_by_key(|(_, stats)| stats.clients.load(Relaxed));
+        let fewest = self
+            .stats
+            .iter()
+            .enumerate()
+            .min_by_key(|(_, stats)| stats.clients.load(Relaxed));
         let Some((index, stats)) = fewest else { return };
         stats.client_came();
         if self.orders[index].send(Order::Serve(accepted)).is_err() {

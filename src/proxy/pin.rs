@@ -18,7 +18,11 @@ const MAX_KEPT_TRANSACTION: usize = 16 * 1024 * 1024;
 pub(super) enum StateChange {
     Select(u32),
     Auth(Credentials),
-    Hello { protocol: Option<Protocol>, credentials: Option<Credentials>, name: Option<Vec<u8>> },
+    Hello {
+        protocol: Option<Protocol>,
+        credentials: Option<Credentials>,
+        name: Option<Vec<u8>>,
+    },
     Name(Vec<u8>),
     LibName(Vec<u8>),
     LibVer(Vec<u8>),
@@ -119,7 +123,9 @@ impl Pin {
     }
 
     pub(super) fn note(&mut self, message: &Message) {
-        let Message::Confirmation { kind, channel } = message else { return };
+        let Message::Confirmation { kind, channel } = message else {
+            return;
+        };
         let Some(channel) = channel else { return };
         let (set, add) = match kind.as_slice() {
             b"subscribe" => (&mut self.channels, true),
@@ -186,7 +192,10 @@ impl Message {
             b"message" | b"pmessage" | b"smessage" | b"invalidate" => Some(Message::Published),
             b"subscribe" | b"unsubscribe" | b"psubscribe" | b"punsubscribe" | b"ssubscribe" | b"sunsubscribe" => {
                 let (channel, _) = bulk(rest)?;
-                Some(Message::Confirmation { kind, channel: channel.map(Bytes::copy_from_slice) })
+                Some(Message::Confirmation {
+                    kind,
+                    channel: channel.map(Bytes::copy_from_slice),
+                })
             }
             _ if push => Some(Message::Published),
             _ => None,
@@ -215,14 +224,25 @@ mod tests {
     #[test]
     fn tells_messages_from_replies() {
         let check = |bytes: &[u8], push, expected| assert_eq!(Message::parse(bytes, push), expected);
-        check(b"*3\r\n$7\r\nmessage\r\n$1\r\nc\r\n$1\r\nm\r\n", false, Some(Message::Published));
-        let confirmed = |channel| Message::Confirmation { kind: b"subscribe".to_vec(), channel };
+        check(
+            b"*3\r\n$7\r\nmessage\r\n$1\r\nc\r\n$1\r\nm\r\n",
+            false,
+            Some(Message::Published),
+        );
+        let confirmed = |channel| Message::Confirmation {
+            kind: b"subscribe".to_vec(),
+            channel,
+        };
         check(
             b"*3\r\n$9\r\nsubscribe\r\n$1\r\nc\r\n:1\r\n",
             false,
             Some(confirmed(Some(Bytes::from_static(b"c")))),
         );
-        check(b">3\r\n$9\r\nsubscribe\r\n$1\r\nc\r\n:1\r\n", true, Some(confirmed(Some(Bytes::from_static(b"c")))));
+        check(
+            b">3\r\n$9\r\nsubscribe\r\n$1\r\nc\r\n:1\r\n",
+            true,
+            Some(confirmed(Some(Bytes::from_static(b"c")))),
+        );
         check(b"*2\r\n$4\r\npong\r\n$0\r\n\r\n", false, None);
         check(b"*2\r\n:1\r\n:2\r\n", false, None);
         check(b"*0\r\n", false, None);

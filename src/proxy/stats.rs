@@ -6,7 +6,9 @@ use std::time::Instant;
 use crate::command::CommandId;
 
 /// Upper bounds of the latency histogram, µs.
-pub const LATENCY_BOUNDS_US: [u64; 12] = [50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 50_000, 250_000, 1_000_000, 4_000_000];
+pub const LATENCY_BOUNDS_US: [u64; 12] = [
+    50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 50_000, 250_000, 1_000_000, 4_000_000,
+];
 
 /// What one worker has done.
 #[derive(Debug)]
@@ -51,7 +53,10 @@ impl WorkerStats {
             add(&self.errors, 1);
         }
         let took = queued.elapsed().as_micros() as u64;
-        let bucket = LATENCY_BOUNDS_US.iter().position(|&bound| took <= bound).unwrap_or(LATENCY_BOUNDS_US.len());
+        let bucket = LATENCY_BOUNDS_US
+            .iter()
+            .position(|&bound| took <= bound)
+            .unwrap_or(LATENCY_BOUNDS_US.len());
         add(&self.latency[bucket], 1);
         add(&self.latency_sum_us, took);
     }
@@ -73,6 +78,9 @@ impl WorkerStats {
 
     /// Counts per bucket (the last one unbounded) and the sum in µs.
     pub fn latency(&self) -> (Vec<u64>, u64) {
-        (self.latency.iter().map(|counter| counter.load(Relaxed)).collect(), self.latency_sum_us.load(Relaxed))
+        (
+            self.latency.iter().map(|counter| counter.load(Relaxed)).collect(),
+            self.latency_sum_us.load(Relaxed),
+        )
     }
 }

@@ -76,6 +76,22 @@ pub(super) struct InFlight {
     pub(super) queued: Instant,
 }
 
+impl InFlight {
+    /// A command of the proxy's own, whose reply is for nobody.
+    pub(super) fn unowned(command: CommandId, len: usize) -> Self {
+        let queued = Instant::now();
+        InFlight {
+            client: None,
+            len,
+            command,
+            write: None,
+            kind: Kind::Plain,
+            repeatable: true,
+            queued,
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 struct Queue {
     /// Bytes of all commands in flight, sent or not.
@@ -185,7 +201,13 @@ impl Upstream {
 
     /// Whether confirmations of a subscription are still to come.
     pub(super) fn is_confirming(&self) -> bool {
-        matches!(self.queue.borrow().in_flight.front(), Some(InFlight { kind: Kind::Subscribe(_), .. }))
+        matches!(
+            self.queue.borrow().in_flight.front(),
+            Some(InFlight {
+                kind: Kind::Subscribe(_),
+                ..
+            })
+        )
     }
 
     /// When the oldest command in flight was queued.
@@ -209,8 +231,7 @@ impl Upstream {
                     waited_since = None;
                     self.connected.set(true);
                     let mut scanner = ReplyScanner::default();
-                    let end =
-                        poll_fn(|cx| self.poll_io(cx, &mut reader, &mut writer, &mut scanner, &mut rest)).await;
+                    let end = poll_fn(|cx| self.poll_io(cx, &mut reader, &mut writer, &mut scanner, &mut rest)).await;
                     self.connected.set(false);
                     if self.closed.get() {
                         break;
@@ -270,18 +291,27 @@ impl Upstream {
     async fn establish(&self, endpoint: &Endpoint) -> Result<(ReadHalf, WriteHalf, BytesMut), Refusal> {
         let (mut reader, mut writer) = connect(endpoint).await.map_err(Refusal::Io)?;
         let mut hello = Vec::new();
-        let credentials = self.worker.shared.servers.credentials(self.authority, self.identity.credentials.as_deref());
+        let credentials = self
+            .worker
+            .shared
+            .servers
+            .credentials(self.authority, self.identity.credentials.as_deref());
         let must = handshake(&self.identity, credentials.as_ref(), &mut hello);
         let may = self.labels.commands(&mut hello);
         let mut sent = 0;
         while sent < hello.len() {
-            sent += poll_fn(|cx| writer.poll_write(cx, &hello[sent..])).await.map_err(Refusal::Io)?;
+            sent += poll_fn(|cx| writer.poll_write(cx, &hello[sent..]))
+                .await
+                .map_err(Refusal::Io)?;
         }
         let mut buffer = BytesMut::new();
         let mut scanner = ReplyScanner::default();
         let mut seen = 0;
         while seen < must + may {
-            match scanner.scan(&buffer).map_err(|error| Refusal::Io(io::Error::other(error)))? {
+            match scanner
+                .scan(&buffer)
+                .map_err(|error| Refusal::Io(io::Error::other(error)))?
+            {
                 Some(reply) => {
                     let bytes = buffer.split_to(reply.len).freeze();
                     if reply.is_push() {
@@ -297,7 +327,11 @@ impl Upstream {
                     seen += 1;
                 }
                 None => {
-                    if poll_fn(|cx| reader.poll_read_buf(cx, &mut buffer)).await.map_err(Refusal::Io)? == 0 {
+                    if poll_fn(|cx| reader.poll_read_buf(cx, &mut buffer))
+                        .await
+                        .map_err(Refusal::Io)?
+                        == 0
+                    {
                         return Err(Refusal::Io(io::ErrorKind::UnexpectedEof.into()));
                     }
                 }
@@ -433,9 +467,18 @@ impl Upstream {
     fn is_out_of_band(&self, bytes: &[u8], push: bool, error: bool) -> bool {
         let mut queue = self.queue.borrow_mut();
         // In RESP2 a message is an array like any other: only a subscriber's can be one.
-        let subscriber = matches!(queue.in_flight.front(), Some(InFlight { kind: Kind::Subscribe(_), .. }))
-            || self.owner.borrow().as_ref().is_some_and(|owner| owner.is_subscriber());
-        let message = if push || subscriber { Message::parse(bytes, push) } else { None };
+        let subscriber = matches!(
+            queue.in_flight.front(),
+            Some(InFlight {
+                kind: Kind::Subscribe(_),
+                ..
+            })
+        ) || self.owner.borrow().as_ref().is_some_and(|owner| owner.is_subscriber());
+        let message = if push || subscriber {
+            Message::parse(bytes, push)
+        } else {
+            None
+        };
         if let Some(message) = &message
             && let Some(owner) = self.owner.borrow().as_ref()
         {
@@ -443,7 +486,10 @@ impl Upstream {
         }
         match queue.in_flight.front_mut() {
             None => true,
-            Some(InFlight { kind: Kind::Subscribe(left), .. }) => {
+            Some(InFlight {
+                kind: Kind::Subscribe(left),
+                ..
+            }) => {
                 if error || !matches!(message, Some(Message::Confirmation { .. })) {
                     return !error;
                 }
@@ -486,7 +532,11 @@ impl Upstream {
             return;
         }
         let mut queue = self.queue.borrow_mut();
-        let Queue { mut out, sent, in_flight } = std::mem::take(&mut *queue);
+        let Queue {
+            mut out,
+            sent,
+            in_flight,
+        } = std::mem::take(&mut *queue);
         let mut lost = Vec::new();
         let mut offset = 0;
         for mut entry in in_flight {
@@ -523,10 +573,16 @@ impl Upstream {
     fn expire_parked(self: &Rc<Self>) {
         loop {
             let mut queue = self.queue.borrow_mut();
-            if queue.in_flight.front().is_none_or(|entry| entry.queued.elapsed() < PARK_LIMIT) {
+            if queue
+                .in_flight
+                .front()
+                .is_none_or(|entry| entry.queued.elapsed() < PARK_LIMIT)
+            {
                 break;
             }
-            let Some(entry) = queue.in_flight.pop_front() else { break };
+            let Some(entry) = queue.in_flight.pop_front() else {
+                break;
+            };
             queue.out.advance(entry.len);
             queue.sent = queue.sent.saturating_sub(entry.len);
             drop(queue);
@@ -541,7 +597,9 @@ impl Upstream {
     fn refuse_all(self: &Rc<Self>, reply: &[u8]) {
         loop {
             let mut queue = self.queue.borrow_mut();
-            let Some(entry) = queue.in_flight.pop_front() else { break };
+            let Some(entry) = queue.in_flight.pop_front() else {
+                break;
+            };
             queue.out.advance(entry.len);
             queue.sent = 0;
             drop(queue);

@@ -17,7 +17,8 @@ use super::Shared;
 use super::downstream::{Client, Downstream};
 use super::identity::{Identity, Labels};
 use super::stats::WorkerStats;
-use super::upstream::{SessionWrite, Upstream};
+use super::upstream::{InFlight, SessionWrite, Upstream};
+use crate::command::CommandId;
 use crate::journal::{RecordedEffect, Writer};
 use crate::net::stream::{ReadHalf, WriteHalf, split_tcp, split_unix};
 use crate::resp::{Args, RequestScanner};
@@ -44,11 +45,19 @@ pub(super) enum Accepted {
 pub(super) enum Order {
     Serve(Accepted),
     /// Connect to `authority` in every identity in use.
-    Prepare { authority: Authority, done: oneshot::Sender<Result<(), String>> },
+    Prepare {
+        authority: Authority,
+        done: oneshot::Sender<Result<(), String>>,
+    },
     /// Start no new command; say when the last reply is there.
-    Hold { done: oneshot::Sender<()> },
+    Hold {
+        done: oneshot::Sender<()>,
+    },
     /// Go on, with this authority.
-    Release { authority: Authority, done: oneshot::Sender<()> },
+    Release {
+        authority: Authority,
+        done: oneshot::Sender<()>,
+    },
     /// Close idle clients, and the others as soon as they are idle.
     Drain,
 }
@@ -180,7 +189,11 @@ impl Worker {
 
     /// The shared connection of this identity, if it stands: the proof that the identity is good.
     pub(super) fn known_upstream(&self, identity: &Identity) -> Option<Rc<Upstream>> {
-        self.upstreams.borrow().get(identity).filter(|upstream| upstream.connected.get()).cloned()
+        self.upstreams
+            .borrow()
+            .get(identity)
+            .filter(|upstream| upstream.connected.get())
+            .cloned()
     }
 
     /// A connection for one client alone.
@@ -272,7 +285,9 @@ impl Worker {
     // --- batching ---
 
     pub(super) fn take_scratch(&self) -> BytesMut {
-        self.scratch.take().unwrap_or_else(|| BytesMut::with_capacity(SCRATCH_LEN))
+        self.scratch
+            .take()
+            .unwrap_or_else(|| BytesMut::with_capacity(SCRATCH_LEN))
     }
 
     pub(super) fn give_scratch(&self, scratch: BytesMut) {
@@ -349,6 +364,12 @@ impl Worker {
         for (_, old) in self.prepared.replace(prepared.clone()) {
             old.close();
         }
+        // Scripts belong to a server: one worker loads them for all. The hold waits for their replies.
+        if let (0, Some(upstream)) = (self.index, prepared.get(&Identity::default())) {
+            for frame in self.shared.scripts.commands() {
+                upstream.send(&frame, InFlight::unowned(CommandId::lookup(b"script"), frame.len()));
+            }
+        }
         tokio::task::spawn_local(async move {
             let start = Instant::now();
             // A client that speaks as nobody may be refused there as it is here: one good identity is enough.
@@ -374,7 +395,9 @@ impl Worker {
             self.generation.set(self.generation.get() + 1);
             let old = self.upstreams.replace(self.prepared.take());
             let kept = self.kept.take();
-            old.values().chain(kept.values().flatten()).for_each(|upstream| upstream.close());
+            old.values()
+                .chain(kept.values().flatten())
+                .for_each(|upstream| upstream.close());
             let clients: Vec<Rc<Client>> = self.clients.borrow().values().cloned().collect();
             for client in clients {
                 client.move_to(authority);
@@ -396,22 +419,25 @@ impl Worker {
     /// A blocked command with what is left of its timeout, in place of the whole.
     pub(super) fn shorten_timeout(&self, frame: &Bytes, sent: Option<Instant>) -> Bytes {
         let waited = sent.map_or(Duration::ZERO, |sent| sent.elapsed()).as_secs_f64();
-        let Ok(Some(_)) = RequestScanner::default().scan(frame) else { return frame.clone() };
+        let Ok(Some(_)) = RequestScanner::default().scan(frame) else {
+            return frame.clone();
+        };
         let mut args: Vec<Vec<u8>> = Args::new(frame).map(<[u8]>::to_vec).collect();
         let name = args[0].to_ascii_lowercase();
         // Where the timeout stands, and how many of its units a second has.
         let (position, unit) = match name.as_slice() {
             b"blpop" | b"brpop" | b"brpoplpush" | b"blmove" | b"bzpopmin" | b"bzpopmax" => (args.len() - 1, 1.0),
             b"blmpop" | b"bzmpop" => (1, 1.0),
-            b"xread" | b"xreadgroup" => {
-                match args.iter().position(|arg| arg.eq_ignore_ascii_case(b"block")) {
-                    Some(block) if block + 1 < args.len() => (block + 1, 1000.0),
-                    _ => return frame.clone(),
-                }
-            }
+            b"xread" | b"xreadgroup" => match args.iter().position(|arg| arg.eq_ignore_ascii_case(b"block")) {
+                Some(block) if block + 1 < args.len() => (block + 1, 1000.0),
+                _ => return frame.clone(),
+            },
             _ => return frame.clone(),
         };
-        let Some(timeout) = std::str::from_utf8(&args[position]).ok().and_then(|text| text.parse::<f64>().ok()) else {
+        let Some(timeout) = std::str::from_utf8(&args[position])
+            .ok()
+            .and_then(|text| text.parse::<f64>().ok())
+        else {
             return frame.clone();
         };
         // 0 means for ever; what is left must not become that.
@@ -419,7 +445,12 @@ impl Worker {
             return frame.clone();
         }
         let left = (timeout - waited * unit).max(0.001 * unit);
-        args[position] = if unit > 1.0 { format!("{left:.0}") } else { format!("{left:.3}") }.into_bytes();
+        args[position] = if unit > 1.0 {
+            format!("{left:.0}")
+        } else {
+            format!("{left:.3}")
+        }
+        .into_bytes();
         let mut out = Vec::new();
         crate::resp::request::encode(&args, &mut out);
         out.into()

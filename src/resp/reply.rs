@@ -35,7 +35,11 @@ pub struct ReplyScanner {
 
 impl Default for ReplyScanner {
     fn default() -> Self {
-        ReplyScanner { pos: 0, left: 1, kind: 0 }
+        ReplyScanner {
+            pos: 0,
+            left: 1,
+            kind: 0,
+        }
     }
 }
 
@@ -46,8 +50,12 @@ impl ReplyScanner {
     /// The bytes are no reply: nothing that follows on this connection can be trusted.
     pub fn scan(&mut self, buffer: &[u8]) -> Result<Option<Reply>, ProtocolError> {
         while self.left > 0 {
-            let Some(&kind) = buffer.get(self.pos) else { return Ok(None) };
-            let Some(end) = line_end(&buffer[self.pos..])? else { return Ok(None) };
+            let Some(&kind) = buffer.get(self.pos) else {
+                return Ok(None);
+            };
+            let Some(end) = line_end(&buffer[self.pos..])? else {
+                return Ok(None);
+            };
             let text = &buffer[self.pos + 1..self.pos + end];
             let next = self.pos + end + 2;
             match kind {
@@ -72,7 +80,10 @@ impl ReplyScanner {
                 other => return Err(ProtocolError::InvalidReply(other)),
             }
         }
-        let reply = Reply { len: self.pos, kind: self.kind };
+        let reply = Reply {
+            len: self.pos,
+            kind: self.kind,
+        };
         *self = Self::default();
         Ok(Some(reply))
     }
@@ -92,7 +103,9 @@ impl ReplyScanner {
             Some(b'$' | b'!' | b'=') => {}
             _ => return 0,
         }
-        let Ok(Some(end)) = line_end(&buffer[self.pos..]) else { return 0 };
+        let Ok(Some(end)) = line_end(&buffer[self.pos..]) else {
+            return 0;
+        };
         match length(&buffer[self.pos + 1..self.pos + end]) {
             Ok(Some(len)) => (self.pos + end + 2 + len as usize + 2).saturating_sub(buffer.len()),
             _ => 0,
@@ -162,7 +175,11 @@ mod tests {
             (">2\r\n+a\r\n:1\r\n", b'>'),
             ("|1\r\n+ttl\r\n:1\r\n$1\r\na\r\n", b'$'),
         ] {
-            assert_eq!(scan_all(format!("{bytes}+X\r\n").as_bytes()), [(bytes.len(), kind), (4, b'+')], "{bytes:?}");
+            assert_eq!(
+                scan_all(format!("{bytes}+X\r\n").as_bytes()),
+                [(bytes.len(), kind), (4, b'+')],
+                "{bytes:?}"
+            );
         }
     }
 
@@ -175,8 +192,12 @@ mod tests {
 
     fn frame() -> impl Strategy<Value = Vec<u8>> {
         let leaf = prop_oneof![
-            prop::collection::vec(any::<u8>(), 0..40)
-                .prop_map(|b| [format!("${}\r\n", b.len()).into_bytes(), b, b"\r\n".to_vec()].concat()),
+            prop::collection::vec(any::<u8>(), 0..40).prop_map(|b| [
+                format!("${}\r\n", b.len()).into_bytes(),
+                b,
+                b"\r\n".to_vec()
+            ]
+            .concat()),
             any::<i64>().prop_map(|n| format!(":{n}\r\n").into_bytes()),
             Just(b"_\r\n".to_vec()),
             Just(b"+OK\r\n".to_vec()),
@@ -184,8 +205,11 @@ mod tests {
         ];
         leaf.prop_recursive(4, 64, 6, |inner| {
             prop_oneof![
-                prop::collection::vec(inner.clone(), 0..6)
-                    .prop_map(|v| [format!("*{}\r\n", v.len()).into_bytes(), v.concat()].concat()),
+                prop::collection::vec(inner.clone(), 0..6).prop_map(|v| [
+                    format!("*{}\r\n", v.len()).into_bytes(),
+                    v.concat()
+                ]
+                .concat()),
                 prop::collection::vec((inner.clone(), inner), 0..3).prop_map(|v| {
                     let mut out = format!("%{}\r\n", v.len()).into_bytes();
                     for (i, (_, value)) in v.into_iter().enumerate() {

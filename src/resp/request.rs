@@ -45,13 +45,22 @@ impl RequestScanner {
                 Some(b'*') => {}
                 Some(_) => return scan_inline(buffer),
             }
-            let Some((count, next)) = line(buffer, 1, ProtocolError::CountTooBig)? else { return Ok(None) };
-            let count = parse_integer(count).filter(|&n| n <= MAX_ARGS).ok_or(ProtocolError::InvalidCount)?;
+            let Some((count, next)) = line(buffer, 1, ProtocolError::CountTooBig)? else {
+                return Ok(None);
+            };
+            let count = parse_integer(count)
+                .filter(|&n| n <= MAX_ARGS)
+                .ok_or(ProtocolError::InvalidCount)?;
             if self.unauthenticated && count > MAX_UNAUTHENTICATED_ARGS {
                 return Err(ProtocolError::UnauthenticatedCount);
             }
             if count <= 0 {
-                return Ok(Some(Request { len: next, argc: 0, name: 0..0, first: 0..0 }));
+                return Ok(Some(Request {
+                    len: next,
+                    argc: 0,
+                    name: 0..0,
+                    first: 0..0,
+                }));
             }
             self.in_multibulk = true;
             self.argc = count as usize;
@@ -92,8 +101,16 @@ impl RequestScanner {
             self.pos = start + len + 2;
             self.args_left -= 1;
         }
-        let request = Request { len: self.pos, argc: self.argc, name: self.name.clone(), first: self.first.clone() };
-        *self = Self { unauthenticated: self.unauthenticated, ..Self::default() };
+        let request = Request {
+            len: self.pos,
+            argc: self.argc,
+            name: self.name.clone(),
+            first: self.first.clone(),
+        };
+        *self = Self {
+            unauthenticated: self.unauthenticated,
+            ..Self::default()
+        };
         Ok(Some(request))
     }
 
@@ -102,7 +119,9 @@ impl RequestScanner {
         if !self.in_multibulk || buffer.get(self.pos) != Some(&b'$') {
             return 0;
         }
-        let Ok(Some((digits, start))) = line(buffer, self.pos + 1, ProtocolError::BulkCountTooBig) else { return 0 };
+        let Ok(Some((digits, start))) = line(buffer, self.pos + 1, ProtocolError::BulkCountTooBig) else {
+            return 0;
+        };
         match parse_integer(digits) {
             Some(len) if (0..=MAX_BULK_LEN).contains(&len) => (start + len as usize + 2).saturating_sub(buffer.len()),
             _ => 0,
@@ -130,10 +149,19 @@ fn line(buffer: &[u8], start: usize, too_long: ProtocolError) -> Result<Option<(
 
 fn scan_inline(buffer: &[u8]) -> Result<Option<Request>, ProtocolError> {
     let Some(end) = memchr::memchr(b'\n', buffer) else {
-        return if buffer.len() > MAX_LINE_LEN { Err(ProtocolError::InlineTooBig) } else { Ok(None) };
+        return if buffer.len() > MAX_LINE_LEN {
+            Err(ProtocolError::InlineTooBig)
+        } else {
+            Ok(None)
+        };
     };
     let argc = inline::split(&buffer[..end])?.len();
-    Ok(Some(Request { len: end + 1, argc, name: 0..0, first: 0..0 }))
+    Ok(Some(Request {
+        len: end + 1,
+        argc,
+        name: 0..0,
+        first: 0..0,
+    }))
 }
 
 /// The arguments of one whole multibulk request, as slices of its bytes.
@@ -207,14 +235,22 @@ mod tests {
         assert_eq!(&bytes[request.name.clone()], b"SET");
         assert_eq!(&bytes[request.first.clone()], b"k");
         assert_eq!(request.argc, 3);
-        assert_eq!(Args::new(&bytes[..request.len]).collect::<Vec<_>>(), [&b"SET"[..], b"k", b"vv"]);
+        assert_eq!(
+            Args::new(&bytes[..request.len]).collect::<Vec<_>>(),
+            [&b"SET"[..], b"k", b"vv"]
+        );
         assert_eq!(scan_all(bytes).unwrap(), [(request.len, 3), (14, 1)]);
     }
 
     #[test]
     fn answers_protocol_errors_as_redis_does() {
         let check = |bytes: &[u8], message: &str| {
-            assert_eq!(scan_all(bytes).unwrap_err().to_string(), message, "{:?}", String::from_utf8_lossy(bytes));
+            assert_eq!(
+                scan_all(bytes).unwrap_err().to_string(),
+                message,
+                "{:?}",
+                String::from_utf8_lossy(bytes)
+            );
         };
         check(b"*x\r\n", "Protocol error: invalid multibulk length");
         check(b"*3000000000\r\n", "Protocol error: invalid multibulk length");
@@ -223,13 +259,22 @@ mod tests {
         check(b"*1\r\n$600000000\r\n", "Protocol error: invalid bulk length");
         check(b"SET \"a\r\n", "Protocol error: unbalanced quotes in request");
         check(&vec![b'a'; 70_000], "Protocol error: too big inline request");
-        check(&[b"*".as_slice(), &[b'1'; 70_000]].concat(), "Protocol error: too big mbulk count string");
-        check(&[b"*1\r\n$".as_slice(), &[b'1'; 70_000]].concat(), "Protocol error: too big bulk count string");
+        check(
+            &[b"*".as_slice(), &[b'1'; 70_000]].concat(),
+            "Protocol error: too big mbulk count string",
+        );
+        check(
+            &[b"*1\r\n$".as_slice(), &[b'1'; 70_000]].concat(),
+            "Protocol error: too big bulk count string",
+        );
     }
 
     #[test]
     fn skips_what_redis_skips() {
-        assert_eq!(scan_all(b"*0\r\n*-1\r\n\r\n\nPING\r\n").unwrap(), [(4, 0), (5, 0), (2, 0), (1, 0), (6, 1)]);
+        assert_eq!(
+            scan_all(b"*0\r\n*-1\r\n\r\n\nPING\r\n").unwrap(),
+            [(4, 0), (5, 0), (2, 0), (1, 0), (6, 1)]
+        );
     }
 
     proptest! {

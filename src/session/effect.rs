@@ -109,9 +109,16 @@ pub fn plan(command: CommandId, frame: &Bytes, args: &[&[u8]], patterns: &KeyPat
     if matches!(name, "mset" | "msetnx") {
         return pairs(frame, args, &is_session, name == "mset");
     }
-    let changes: Vec<_> =
-        args[1..].iter().filter(|arg| is_session(arg)).map(|arg| (frame.slice_ref(arg), change.clone())).collect();
-    if changes.is_empty() { Plan::Nothing } else { Plan::Keys(Planned { changes, when }) }
+    let changes: Vec<_> = args[1..]
+        .iter()
+        .filter(|arg| is_session(arg))
+        .map(|arg| (frame.slice_ref(arg), change.clone()))
+        .collect();
+    if changes.is_empty() {
+        Plan::Nothing
+    } else {
+        Plan::Keys(Planned { changes, when })
+    }
 }
 
 /// MSET and MSETNX: only every second argument is a key.
@@ -119,18 +126,31 @@ fn pairs(frame: &Bytes, args: &[&[u8]], is_session: &dyn Fn(&[u8]) -> bool, mset
     let changes: Vec<_> = args[1..]
         .chunks_exact(2)
         .filter(|pair| is_session(pair[0]))
-        .map(|pair| (frame.slice_ref(pair[0]), Change::Put(frame.slice_ref(pair[1]), Lifetime::Never)))
+        .map(|pair| {
+            (
+                frame.slice_ref(pair[0]),
+                Change::Put(frame.slice_ref(pair[1]), Lifetime::Never),
+            )
+        })
         .collect();
     if changes.is_empty() {
         return Plan::Nothing;
     }
-    Plan::Keys(Planned { changes, when: if mset { When::Ok } else { When::One } })
+    Plan::Keys(Planned {
+        changes,
+        when: if mset { When::Ok } else { When::One },
+    })
 }
 
 /// The forms whose outcome is certain, for the key at `args[1]`.
 fn certain(command: CommandId, frame: &Bytes, args: &[&[u8]]) -> Option<Planned> {
     let key = frame.slice_ref(args[1]);
-    let one = |change, when| Some(Planned { changes: vec![(key.clone(), change)], when });
+    let one = |change, when| {
+        Some(Planned {
+            changes: vec![(key.clone(), change)],
+            when,
+        })
+    };
     let value = |arg: &[u8]| frame.slice_ref(arg);
     match (command.entry().name, &args[2..]) {
         ("set", [v, options @ ..]) => {
@@ -207,7 +227,10 @@ fn seconds_ms(text: &[u8]) -> Option<i64> {
 impl Planned {
     /// A change to `keys` that only the authority can tell, whatever the reply.
     pub fn unknown(keys: impl IntoIterator<Item = Bytes>) -> Self {
-        Planned { changes: keys.into_iter().map(|key| (key, Change::Unknown)).collect(), when: When::Always }
+        Planned {
+            changes: keys.into_iter().map(|key| (key, Change::Unknown)).collect(),
+            when: When::Always,
+        }
     }
 
     /// The session keys that may change, as Redis keys.
@@ -217,20 +240,30 @@ impl Planned {
 
     /// What will have happened to each key if the reply is favourable: what is recorded before the command is sent.
     pub fn hopes(&self, now_ms: i64) -> impl Iterator<Item = (&Bytes, Effect)> {
-        self.changes.iter().map(move |(key, change)| (key, change.effect(now_ms)))
+        self.changes
+            .iter()
+            .map(move |(key, change)| (key, change.effect(now_ms)))
     }
 
     /// What did happen, now that `reply` (one whole reply) has come. `None`: nothing changed.
     pub fn settle(&self, reply: &[u8], now_ms: i64) -> impl Iterator<Item = (&Bytes, Option<Effect>)> {
         let happened = self.when.holds(reply);
-        self.changes.iter().map(move |(key, change)| (key, happened.then(|| change.effect(now_ms))))
+        self.changes
+            .iter()
+            .map(move |(key, change)| (key, happened.then(|| change.effect(now_ms))))
     }
 }
 
 impl Change {
     fn effect(&self, now_ms: i64) -> Effect {
         match self {
-            Change::Put(value, life) => Effect::Put { value: value.clone(), deadline: life.deadline(now_ms) },
+            Change::Put(value, life) => match life.deadline(now_ms) {
+                Deadline::At(at) if at <= now_ms => Effect::Delete,
+                deadline => Effect::Put {
+                    value: value.clone(),
+                    deadline,
+                },
+            },
             Change::Expire(life) => match life.deadline(now_ms) {
                 Deadline::At(at) if at <= now_ms => Effect::Delete,
                 deadline => Effect::Expire(deadline),
@@ -288,7 +321,10 @@ mod tests {
     }
 
     fn put(deadline: Deadline) -> Option<Effect> {
-        Some(Effect::Put { value: Bytes::from_static(b"v"), deadline })
+        Some(Effect::Put {
+            value: Bytes::from_static(b"v"),
+            deadline,
+        })
     }
 
     #[test]
@@ -300,7 +336,12 @@ mod tests {
             (&["SET", "K", "v", "EX", "10", "NX"], "$-1\r\n", None),
             (&["SET", "K", "v", "EX", "10", "NX"], "_\r\n", None),
             (&["SET", "K", "v", "EX", "10"], "-OOM no\r\n", None),
-            (&["set", "K", "v", "pxat", "77"], "+OK\r\n", put(Deadline::At(77))),
+            (
+                &["set", "K", "v", "pxat", "1000077"],
+                "+OK\r\n",
+                put(Deadline::At(1_000_077)),
+            ),
+            (&["SET", "K", "v", "EXAT", "1"], "+OK\r\n", Some(Effect::Delete)),
             (&["SET", "K", "v"], "+OK\r\n", put(Deadline::Never)),
             (&["SET", "K", "v", "GET"], "$1\r\nx\r\n", put(Deadline::Never)),
             (&["SET", "K", "v", "GET", "XX"], "$1\r\nx\r\n", Some(Effect::Unknown)),
@@ -313,7 +354,11 @@ mod tests {
             (&["DEL", "a", "K"], ":2\r\n", Some(Effect::Delete)),
             (&["DEL", "K"], ":0\r\n", Some(Effect::Delete)),
             (&["GETDEL", "K"], "$1\r\nv\r\n", Some(Effect::Delete)),
-            (&["EXPIRE", "K", "10"], ":1\r\n", Some(Effect::Expire(Deadline::At(NOW + 10_000)))),
+            (
+                &["EXPIRE", "K", "10"],
+                ":1\r\n",
+                Some(Effect::Expire(Deadline::At(NOW + 10_000))),
+            ),
             (&["EXPIRE", "K", "0"], ":1\r\n", Some(Effect::Delete)),
             (&["EXPIRE", "K", "10", "GT"], ":0\r\n", None),
             (&["PERSIST", "K"], ":1\r\n", Some(Effect::Expire(Deadline::Never))),

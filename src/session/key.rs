@@ -154,7 +154,11 @@ impl KeyPatterns {
     /// Whether a session key may stand anywhere in `bytes` (one whole command): a quick no for nearly all of them.
     pub fn may_be_in(&self, bytes: &[u8]) -> bool {
         self.0.iter().any(|pattern| {
-            let literal = if pattern.prefix.is_empty() { &pattern.suffix } else { &pattern.prefix };
+            let literal = if pattern.prefix.is_empty() {
+                &pattern.suffix
+            } else {
+                &pattern.prefix
+            };
             memchr::memmem::find(bytes, literal.as_bytes()).is_some()
         })
     }

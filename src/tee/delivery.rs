@@ -47,11 +47,19 @@ pub struct Stores {
 impl Stores {
     pub fn new(source: RedisStore, target: RedisStore, authority: Authority) -> Self {
         let target_is_authority = Arc::new(AtomicBool::new(authority == Authority::Target));
-        Stores { source, target, target_is_authority }
+        Stores {
+            source,
+            target,
+            target_is_authority,
+        }
     }
 
     pub fn authority(&self) -> Authority {
-        if self.target_is_authority.load(Relaxed) { Authority::Target } else { Authority::Source }
+        if self.target_is_authority.load(Relaxed) {
+            Authority::Target
+        } else {
+            Authority::Source
+        }
     }
 
     pub fn switch(&self, authority: Authority) {
@@ -119,8 +127,11 @@ impl Delivery {
     }
 
     async fn run(&self, pending: &Pending, rows: Option<&Rows>, stop: &CancellationToken) {
-        let (max, linger) =
-            if rows.is_some() { (DATABASE_BATCH, DATABASE_LINGER) } else { (REDIS_BATCH, REDIS_LINGER) };
+        let (max, linger) = if rows.is_some() {
+            (DATABASE_BATCH, DATABASE_LINGER)
+        } else {
+            (REDIS_BATCH, REDIS_LINGER)
+        };
         let mut backoff = Backoff::new(RETRY_FIRST, RETRY_CAP);
         let mut troubled = false;
         loop {
@@ -180,7 +191,10 @@ impl Delivery {
         } else {
             let authority = self.stores.authority();
             let store = self.stores.of(authority);
-            store.read(&dirty).await.map_err(|error| format!("reading from the {authority}: {error}"))?
+            store
+                .read(&dirty)
+                .await
+                .map_err(|error| format!("reading from the {authority}: {error}"))?
         }
         .into_iter();
         let states = batch.iter().map(|taken| {
@@ -204,8 +218,11 @@ impl Delivery {
         }
         for (taken, state) in states {
             if taken.origin == Origin::Backfill {
-                let counter =
-                    if state.is_some() { &self.counters.backfill_copied } else { &self.counters.backfill_skipped };
+                let counter = if state.is_some() {
+                    &self.counters.backfill_copied
+                } else {
+                    &self.counters.backfill_skipped
+                };
                 counter.fetch_add(1, Relaxed);
             }
         }
@@ -215,20 +232,28 @@ impl Delivery {
         let writes: Vec<RedisWrite> = states
             .iter()
             .map(|(taken, state)| match state {
-                Some((value, deadline)) => {
-                    RedisWrite::Put { key: taken.key.clone(), value: value.clone(), deadline: *deadline }
-                }
+                Some((value, deadline)) => RedisWrite::Put {
+                    key: taken.key.clone(),
+                    value: value.clone(),
+                    deadline: *deadline,
+                },
                 None => RedisWrite::Delete { key: taken.key.clone() },
             })
             .collect();
-        self.stores.other_store().write(&writes).await.map_err(|error| error.to_string())
+        self.stores
+            .other_store()
+            .write(&writes)
+            .await
+            .map_err(|error| error.to_string())
     }
 
     async fn write_database(&self, rows: &Rows, states: &[(&Taken, State)]) -> Result<(), String> {
         let now = now_ms();
         let (mut upserts, mut deletes) = (Vec::new(), Vec::new());
         for (taken, state) in states {
-            let Some(session_key) = self.tee.patterns.session_key(&taken.key) else { continue };
+            let Some(session_key) = self.tee.patterns.session_key(&taken.key) else {
+                continue;
+            };
             if !is_storable(session_key) {
                 self.counters.rejected.fetch_add(1, Relaxed);
                 continue;
@@ -242,7 +267,11 @@ impl Delivery {
                 Ok(session_data) => {
                     self.counters.unstorable.remove(&taken.key);
                     let expire_ms = expire_ms(*deadline, now, rows.cookie_age);
-                    upserts.push(Row { session_key: session_key.to_owned(), session_data, expire_ms });
+                    upserts.push(Row {
+                        session_key: session_key.to_owned(),
+                        session_data,
+                        expire_ms,
+                    });
                 }
                 Err(reason) => {
                     // No row is better than the row of an older state, which would come back to life.
@@ -284,7 +313,11 @@ impl Delivery {
             return;
         }
         let digest = self.tee.digest(key);
-        tracing::warn!(session = digest, reason, "this session cannot be stored in a row; it is copied to Redis alone");
+        tracing::warn!(
+            session = digest,
+            reason,
+            "this session cannot be stored in a row; it is copied to Redis alone"
+        );
         unstorable.insert(Bytes::copy_from_slice(key), reason.to_owned());
     }
 }

@@ -135,7 +135,13 @@ impl Pending {
             }
             MapEntry::Vacant(entry) => {
                 self.account(None, Some(&effect));
-                entry.insert(Entry { first_seq: seq, version: 0, since: Instant::now(), effect, origin: Origin::Tee });
+                entry.insert(Entry {
+                    first_seq: seq,
+                    version: 0,
+                    since: Instant::now(),
+                    effect,
+                    origin: Origin::Tee,
+                });
                 self.enqueue(key.clone());
             }
         }
@@ -162,7 +168,13 @@ impl Pending {
                     self.backfilling.fetch_add(1, Relaxed);
                 }
                 let effect = Effect::Unknown;
-                entry.insert(Entry { first_seq: seq, version: 0, since: Instant::now(), effect, origin });
+                entry.insert(Entry {
+                    first_seq: seq,
+                    version: 0,
+                    since: Instant::now(),
+                    effect,
+                    origin,
+                });
                 self.enqueue(key.clone());
                 true
             }
@@ -199,7 +211,9 @@ impl Pending {
         let mut taken = Vec::new();
         let mut bytes = 0;
         while taken.len() < max && bytes < max_bytes {
-            let Some(key) = self.queue.lock().expect("no panic while locked").pop_front() else { break };
+            let Some(key) = self.queue.lock().expect("no panic while locked").pop_front() else {
+                break;
+            };
             let Some(entry) = self.entries.get(&key) else { continue };
             if let Effect::Put { value, .. } = &entry.effect {
                 bytes += value.len();
@@ -207,14 +221,21 @@ impl Pending {
             let effect = entry.effect.clone();
             let (origin, version) = (entry.origin, entry.version);
             drop(entry);
-            taken.push(Taken { key, effect, origin, version });
+            taken.push(Taken {
+                key,
+                effect,
+                origin,
+                version,
+            });
         }
         taken
     }
 
     /// What was taken has arrived. If the key changed meanwhile it waits again, else it is no longer pending.
     pub fn done(&self, taken: &Taken) {
-        let removed = self.entries.remove_if(&taken.key, |_, entry| entry.version == taken.version);
+        let removed = self
+            .entries
+            .remove_if(&taken.key, |_, entry| entry.version == taken.version);
         match removed {
             Some((_, entry)) => {
                 self.account(Some(&entry.effect), None);
@@ -236,12 +257,19 @@ impl Pending {
 
     /// Keys whose state must be read from the authority.
     pub fn dirty(&self) -> u64 {
-        self.entries.iter().filter(|entry| !matches!(entry.effect, Effect::Put { .. } | Effect::Delete)).count() as u64
+        self.entries
+            .iter()
+            .filter(|entry| !matches!(entry.effect, Effect::Put { .. } | Effect::Delete))
+            .count() as u64
     }
 
     /// Seconds since the oldest pending change.
     pub fn lag_seconds(&self) -> f64 {
-        self.entries.iter().map(|entry| entry.since).min().map_or(0.0, |since| since.elapsed().as_secs_f64())
+        self.entries
+            .iter()
+            .map(|entry| entry.since)
+            .min()
+            .map_or(0.0, |since| since.elapsed().as_secs_f64())
     }
 
     /// The oldest sequence number that is pending.
@@ -267,7 +295,10 @@ impl Pending {
 /// The state after `old` (not yet delivered) and then `new`.
 fn merge(old: &Effect, new: Effect) -> Effect {
     match (old, new) {
-        (Effect::Put { value, .. }, Effect::Expire(deadline)) => Effect::Put { value: value.clone(), deadline },
+        (Effect::Put { value, .. }, Effect::Expire(deadline)) => Effect::Put {
+            value: value.clone(),
+            deadline,
+        },
         (_, Effect::Expire(_)) => Effect::Unknown,
         (_, new) => new,
     }
@@ -281,7 +312,10 @@ mod tests {
     const KEY: Bytes = Bytes::from_static(b"k");
 
     fn put(value: &'static str, at: i64) -> Effect {
-        Effect::Put { value: Bytes::from_static(value.as_bytes()), deadline: Deadline::At(at) }
+        Effect::Put {
+            value: Bytes::from_static(value.as_bytes()),
+            deadline: Deadline::At(at),
+        }
     }
 
     #[test]

@@ -1,0 +1,228 @@
+//! Sees writes to sessions that do not come through the proxy: a forgotten worker, a shell, an expiry, an eviction.
+//!
+//! The authority tells of every change under the session prefixes (`CLIENT TRACKING … BCAST`, Redis 6 and later), the
+//! proxy's own clients' included; those are known by the tee. Every other key is marked for a look at the authority.
+
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use redis_protocol::resp3::decode::complete::decode_bytes;
+use redis_protocol::resp3::types::BytesFrame;
+use tokio::time::{sleep, timeout};
+
+use crate::clock::now_ms;
+use crate::net::Backoff;
+use crate::net::stream::{ReadHalf, WriteHalf, connect};
+use crate::proxy::identity::{Credentials, Identity, Protocol, handshake};
+use crate::resp::ReplyScanner;
+use crate::resp::request::encode;
+use crate::session::Deadline;
+use crate::sink::Stored;
+use crate::tee::Origin;
+
+use super::Controller;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// How often the watch looks whether the authority has changed under it.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// A silent connection is asked for a sign of life after this.
+const PING_EVERY: Duration = Duration::from_secs(10);
+/// After a refusal (an old server, a missing permission), the next try.
+const REFUSED_WAIT: Duration = Duration::from_secs(60);
+/// A copy that ends within this shows that the key expired rather than was deleted, ms.
+const EXPIRY_TOLERANCE_MS: i64 = 2000;
+
+/// Why the watch ended.
+enum End {
+    Refused(String),
+    Lost(String),
+    AuthorityChanged,
+}
+
+struct Watch {
+    reader: ReadHalf,
+    writer: WriteHalf,
+    buffer: BytesMut,
+    scanner: ReplyScanner,
+}
+
+impl Controller {
+    /// Watches the authority, whichever it is, for ever.
+    pub async fn watch_bypassing_writes(self: Arc<Self>) {
+        let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
+        loop {
+            let wait = match self.watch_once(&mut backoff).await {
+                End::AuthorityChanged => continue,
+                End::Lost(error) => {
+                    if self.parts.tee.set_watched(false) {
+                        tracing::warn!(%error, "writes that bypass the proxy are not seen until the authority is back");
+                    }
+                    backoff.wait()
+                }
+                End::Refused(error) => {
+                    self.parts.tee.set_watched(false);
+                    tracing::warn!(%error, "the authority does not tell of writes that bypass the proxy; use verify to find them");
+                    REFUSED_WAIT
+                }
+            };
+            sleep(wait).await;
+        }
+    }
+
+    async fn watch_once(&self, backoff: &mut Backoff) -> End {
+        let authority = self.parts.stores.authority();
+        let mut watch = match timeout(CONNECT_TIMEOUT, self.open_watch()).await {
+            Ok(Ok(watch)) => watch,
+            Ok(Err(end)) => return end,
+            Err(_) => return End::Lost("no answer within 2 s".into()),
+        };
+        backoff.reset();
+        self.parts.tee.set_watched(true);
+        let mut heard = Instant::now();
+        let mut pinged = false;
+        loop {
+            if self.parts.stores.authority() != authority {
+                return End::AuthorityChanged;
+            }
+            match timeout(LOOK_EVERY, watch.next()).await {
+                Ok(Ok(frame)) => {
+                    heard = Instant::now();
+                    pinged = false;
+                    self.handle_frame(&frame).await;
+                }
+                Ok(Err(error)) => return End::Lost(error),
+                Err(_) if heard.elapsed() > 2 * PING_EVERY => return End::Lost("the authority is silent".into()),
+                Err(_) if heard.elapsed() > PING_EVERY && !pinged => {
+                    pinged = true;
+                    if let Err(error) = watch.send(b"*1\r\n$4\r\nPING\r\n").await {
+                        return End::Lost(error);
+                    }
+                }
+                Err(_) => {}
+            }
+        }
+    }
+
+    async fn open_watch(&self) -> Result<Watch, End> {
+        let endpoint = self.parts.stores.authority_store().endpoint();
+        let (reader, writer) = connect(endpoint).await.map_err(|error| End::Lost(error.to_string()))?;
+        let mut watch = Watch {
+            reader,
+            writer,
+            buffer: BytesMut::new(),
+            scanner: ReplyScanner::default(),
+        };
+        let credentials = endpoint.password.as_ref().map(|password| Credentials {
+            username: endpoint.username.as_ref().map(|user| user.as_bytes().to_vec()),
+            password: password.as_bytes().to_vec(),
+        });
+        let mut out = Vec::new();
+        let mut replies = {
+            let identity = Identity {
+                protocol: Protocol::Resp3,
+                db: endpoint.db,
+                credentials: None,
+            };
+            handshake(&identity, credentials.as_ref(), &mut out)
+        };
+        let mut words: Vec<&[u8]> = vec![b"CLIENT", b"TRACKING", b"ON", b"BCAST"];
+        // Without a prefix the server tells of every key.
+        let everything = self.parts.tee.patterns.prefixes().any(str::is_empty);
+        for prefix in self.parts.tee.patterns.prefixes().filter(|_| !everything) {
+            words.extend([b"PREFIX".as_slice(), prefix.as_bytes()]);
+        }
+        encode(&words, &mut out);
+        replies += 1;
+        watch.send(&out).await.map_err(End::Lost)?;
+        while replies > 0 {
+            let frame = watch.next().await.map_err(End::Lost)?;
+            if frame.starts_with(b"-") {
+                return Err(End::Refused(String::from_utf8_lossy(&frame).trim().to_owned()));
+            }
+            replies -= usize::from(!frame.starts_with(b">"));
+        }
+        Ok(watch)
+    }
+
+    async fn handle_frame(&self, frame: &Bytes) {
+        let Ok(Some((BytesFrame::Push { data, .. }, _))) = decode_bytes(frame) else {
+            return;
+        };
+        let text = |frame: &BytesFrame| match frame {
+            BytesFrame::BlobString { data, .. } => Some(data.clone()),
+            _ => None,
+        };
+        if data.first().and_then(text).as_deref() != Some(b"invalidate") {
+            return;
+        }
+        let tee = &self.parts.tee;
+        let Some(BytesFrame::Array { data: keys, .. }) = data.get(1) else {
+            // No list of keys: everything is gone (FLUSHALL and its like).
+            if tee.pending_wipe().is_none() {
+                tee.begin_wipe();
+                tee.settle_wipe();
+            }
+            return;
+        };
+        let strange: Vec<Bytes> = keys
+            .iter()
+            .filter_map(text)
+            .filter(|key| tee.patterns.session_key(key).is_some() && !tee.told(key))
+            .map(|key| Bytes::copy_from_slice(&key))
+            .collect();
+        if strange.is_empty() {
+            return;
+        }
+        // A copy that ends now tells an expiry from a deletion: both arrive, the one is nobody's doing.
+        let copies = self.parts.stores.other_store().read(&strange).await.unwrap_or_default();
+        let now = now_ms();
+        for (i, key) in strange.iter().enumerate() {
+            let expired = matches!(copies.get(i), Some(Stored::Value { deadline: Deadline::At(at), .. })
+                if *at <= now + EXPIRY_TOLERANCE_MS);
+            let nothing_left = matches!(copies.get(i), Some(Stored::Absent)) && !self.authority_has(key).await;
+            if !expired && !nothing_left {
+                tee.note_bypass();
+            }
+            tee.mark(key, Origin::Repair);
+        }
+    }
+
+    async fn authority_has(&self, key: &Bytes) -> bool {
+        let exist = self
+            .parts
+            .stores
+            .authority_store()
+            .exists(std::slice::from_ref(key))
+            .await;
+        exist.is_ok_and(|exist| exist.first() == Some(&true))
+    }
+}
+
+impl Watch {
+    async fn send(&mut self, mut bytes: &[u8]) -> Result<(), String> {
+        while !bytes.is_empty() {
+            let sent = poll_fn(|cx| self.writer.poll_write(cx, bytes))
+                .await
+                .map_err(|error| error.to_string())?;
+            bytes = &bytes[sent..];
+        }
+        Ok(())
+    }
+
+    /// The next frame. Cancel safe: half-read bytes stay here.
+    async fn next(&mut self) -> Result<Bytes, String> {
+        loop {
+            if let Some(reply) = self.scanner.scan(&self.buffer).map_err(|error| error.to_string())? {
+                return Ok(self.buffer.split_to(reply.len).freeze());
+            }
+            let read = poll_fn(|cx| self.reader.poll_read_buf(cx, &mut self.buffer))
+                .await
+                .map_err(|error| error.to_string())?;
+            if read == 0 {
+                return Err("closed by the server".into());
+            }
+        }
+    }
+}
