@@ -11,15 +11,15 @@ use tokio_util::task::TaskTracker;
 
 use crate::check::{Finding, Level, Stops, Subject, preflight};
 use crate::clock::now_ms;
-use crate::config::{Ack, Config, DatabaseMode, Listen, OnFlush};
+use crate::config::{self, Ack, Config, DatabaseMode, Listen, OnFlush};
 use crate::journal::{self, Journal};
 use crate::migrate::state::{DataDir, State};
 use crate::migrate::{Controller, Parts};
 use crate::net::Endpoint;
 use crate::proxy::identity::Servers;
 use crate::proxy::{self, Listener, Proxy, Shared};
-use crate::session::KeyPatterns;
 use crate::session::row::RowCodec;
+use crate::session::{KeyPatterns, Serializer};
 use crate::sink::{Database, DatabaseOptions, RedisStore, StoreErrorKind};
 use crate::status::Authority;
 use crate::tee::delivery::{Counters, Delivery, Rows, Stores};
@@ -29,6 +29,8 @@ use crate::tee::{SinkName, Tee};
 const CONTROL_THREADS: usize = 2;
 /// At the end, clients may take this long to become idle, and the tee this long to become empty.
 const DRAIN_GRACE: Duration = Duration::from_secs(5);
+/// Descriptors that the proxy needs besides its clients'.
+const SPARE_FILES: u64 = 256;
 /// Looking after the journal, and asking the stores whether they are there.
 const TEND_EVERY: Duration = Duration::from_millis(500);
 
@@ -69,7 +71,12 @@ fn setup(config: &Config) -> Result<Setup, String> {
                 .iter()
                 .map(|key| key.expose().as_bytes().to_vec())
                 .collect();
-            let codec = RowCodec::new(secret_key.expose().as_bytes(), &fallbacks, &config.django.salt);
+            let codec = RowCodec::new(secret_key.expose().as_bytes(), &fallbacks, &config.django.salt).with_serializer(
+                match config.django.value_serializer {
+                    config::Serializer::Pickle => Serializer::Pickle,
+                    _ => Serializer::Auto,
+                },
+            );
             let cookie_age = config.django.cookie_age.as_secs() as i64;
             Some(Arc::new(Rows {
                 database,
@@ -138,6 +145,7 @@ pub fn run(config: &Config) -> Result<(), String> {
 }
 
 async fn serve(config: &Config) -> Result<(), String> {
+    raise_file_limit(config.client.max);
     let setup = setup(config)?;
     let (data_dir, mut state) = DataDir::open(&config.data_dir, setup.source.to_string(), setup.target.to_string())
         .map_err(|e| e.to_string())?;
@@ -147,6 +155,23 @@ async fn serve(config: &Config) -> Result<(), String> {
         RedisStore::new(setup.target.clone()),
         state.authority,
     );
+    // Bound first: clients that come while the stores are looked at wait in the backlog, rather than being refused.
+    let listen = match &config.listen {
+        Listen::Tcp(address) => proxy::Listen::Tcp(address.clone()),
+        Listen::Unix(path) => proxy::Listen::Unix(path.clone()),
+    };
+    let listener = Listener::bind(&listen).await.map_err(|error| {
+        format!(
+            "cannot listen on {}: {error}; is another process there?",
+            listen_text(&listen)
+        )
+    })?;
+    let admin = TcpListener::bind(&config.admin.listen).await.map_err(|error| {
+        format!(
+            "cannot listen on {} (admin): {error}; is another process there?",
+            config.admin.listen
+        )
+    })?;
     warnings.extend(ask_before_start(config, &setup, &stores, data_dir.fresh).await?);
     if setup.makes_table
         && let Some(rows) = &setup.rows
@@ -190,22 +215,6 @@ async fn serve(config: &Config) -> Result<(), String> {
         scripts: proxy::Scripts::default(),
         asks_password: AtomicBool::new(asks_password(&setup.source).await),
     });
-    let listen = match &config.listen {
-        Listen::Tcp(address) => proxy::Listen::Tcp(address.clone()),
-        Listen::Unix(path) => proxy::Listen::Unix(path.clone()),
-    };
-    let listener = Listener::bind(&listen).await.map_err(|error| {
-        format!(
-            "cannot listen on {}: {error}; is another process there?",
-            listen_text(&listen)
-        )
-    })?;
-    let admin = TcpListener::bind(&config.admin.listen).await.map_err(|error| {
-        format!(
-            "cannot listen on {} (admin): {error}; is another process there?",
-            config.admin.listen
-        )
-    })?;
     let proxy =
         Arc::new(Proxy::start(shared, state.authority).map_err(|error| format!("cannot start workers: {error}"))?);
 
@@ -301,6 +310,30 @@ async fn serve(config: &Config) -> Result<(), String> {
         let _ = std::fs::remove_file(path);
     }
     Ok(())
+}
+
+/// Each client takes a descriptor, and the proxy some for itself.
+fn raise_file_limit(max_clients: usize) {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let wanted = max_clients as u64 + SPARE_FILES;
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current.is_none_or(|current| current >= wanted) {
+        return;
+    }
+    let raised = limit.maximum.map_or(wanted, |maximum| wanted.min(maximum));
+    let set = setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current: Some(raised),
+            maximum: limit.maximum,
+        },
+    );
+    if set.is_err() || raised < wanted {
+        let now = getrlimit(Resource::Nofile).current.unwrap_or(wanted);
+        tracing::warn!(
+            "only {now} open files are allowed, {max_clients} clients (client.max) need {wanted}: raise the limit (ulimit -n, LimitNOFILE)"
+        );
+    }
 }
 
 fn listen_text(listen: &proxy::Listen) -> String {

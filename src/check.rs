@@ -404,6 +404,7 @@ async fn no_sessions(findings: &mut Findings, subject: &Subject<'_>, all: bool) 
         .await
         .map(|(_, keys)| keys)
         .unwrap_or_default();
+    let level = if found.is_empty() { Level::Yellow } else { Level::Red };
     let detail = match found.first() {
         Some(key) => {
             // Up to the engine's name, a key is no secret.
@@ -429,7 +430,7 @@ async fn no_sessions(findings: &mut Findings, subject: &Subject<'_>, all: bool) 
         ),
         None => format!("no key that matches {wanted} was found among many others at the source"),
     };
-    findings.add(Level::Yellow, "sessions", detail);
+    findings.add(level, "sessions", detail);
 }
 
 /// Sessions at the target that the source does not have.

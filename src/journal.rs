@@ -16,6 +16,7 @@ pub mod writer;
 
 use std::fs::{self, File};
 use std::io::Write;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -75,7 +76,12 @@ impl Journal {
     /// # Errors
     /// The folder cannot be made or read.
     pub fn open(dir: &Path, recovered: &Recovered) -> Result<Journal, JournalError> {
-        fs::create_dir_all(dir).map_err(JournalError::io("create", dir))?;
+        // Sessions are credentials: nobody else may read them.
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(dir)
+            .map_err(JournalError::io("create", dir))?;
         let closed: Vec<Closed> = recovered
             .segments
             .iter()
@@ -163,7 +169,13 @@ impl Journal {
         }
         let path = self.dir.join(format!("compact-{last_seq:016x}.log"));
         let part = path.with_extension("part");
-        let mut file = File::create(&part).map_err(JournalError::io("create", &part))?;
+        let mut file = File::options()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&part)
+            .map_err(JournalError::io("create", &part))?;
         file.write_all(&bytes).map_err(JournalError::io("write", &part))?;
         fs::rename(&part, &path).map_err(JournalError::io("rename", &part))?;
         let mut closed = self.closed.lock().expect("no panic while locked");

@@ -195,6 +195,9 @@ pub struct Verify {
     pub extra_database: u64,
     pub unstorable: u64,
     pub rounds: u64,
+    /// The target was the authority already.
+    #[serde(default)]
+    pub after_cutover: bool,
     /// Digests of up to 20 sessions that differ, each with the store and the kind, for a person to look into.
     #[serde(default)]
     pub examples: Vec<String>,

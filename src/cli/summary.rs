@@ -22,6 +22,12 @@ pub(super) fn of(operation: &Operation) -> Summary {
         OperationKind::Cutover | OperationKind::Rollback => {
             result(operation, |plan: &Plan| switch(operation.kind, plan))
         }
+        OperationKind::Finish if operation.state == OperationState::Done => Summary {
+            text: "finish: the source is let go of; the new Redis and the database have every session\n\
+                   next step: point Django at the new Redis itself, then stop the proxy; the old Redis can go"
+                .into(),
+            failure: None,
+        },
         OperationKind::Restore | OperationKind::Finish => Summary {
             text: operation.message.clone(),
             failure: None,
@@ -107,7 +113,7 @@ fn verify(result: &Verify) -> Summary {
     for advice in advice(result) {
         text.push_str(&format!("\nwhat to do: {advice}"));
     }
-    if !differs {
+    if !differs && !result.after_cutover {
         text.push_str("\nnext step: sessionferry cutover --dry-run");
     }
     Summary {
@@ -168,7 +174,7 @@ fn switch(kind: OperationKind, plan: &Plan) -> Summary {
         .hold_seconds
         .map(|seconds| format!("clients were held for {:.0} ms", seconds * 1000.0));
     let refused = plan.checks.iter().filter(|check| !check.passed).count();
-    let failure = match (&plan.undone, plan.dry_run && refused > 0) {
+    let failure = match (&plan.undone, refused > 0) {
         (Some(reason), _) => {
             let held = held.as_ref().map(|held| format!("; {held}")).unwrap_or_default();
             Some(format!("undone, everything is as it was before: {reason}{held}"))

@@ -1,6 +1,11 @@
 //! What the interface promises and this version does not do yet.
 
+use std::time::Duration;
+
 use super::{Ack, ClientAuth, Compressor, Config, Mirror, OnFlush, OnSourceLoss, Serializer, SessionSerializer, Store};
+
+/// The one that connections have.
+const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Settings that are understood but not implemented, each with what to write instead; empty where all is well.
 ///
@@ -22,6 +27,11 @@ pub fn unsupported(config: &Config) -> Vec<String> {
             !store.sentinel.is_empty() || store.sentinel_master.is_some(),
             &format!("{side}.sentinel"),
             &format!("give the address of the present master as {side}.url"),
+        );
+        refuse(
+            store.connect_timeout != DEFAULT_CONNECT_TIMEOUT,
+            &format!("{side}.connect_timeout"),
+            "leave it at 2s",
         );
         refuse(
             store.cluster,

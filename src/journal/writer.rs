@@ -2,6 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -95,7 +96,11 @@ impl Writer {
                     .journal
                     .dir
                     .join(format!("segment-{:016x}-{}.log", self.last_seq, self.worker));
-                let file = OpenOptions::new().append(true).create_new(true).open(&path)?;
+                let file = OpenOptions::new()
+                    .append(true)
+                    .create_new(true)
+                    .mode(0o600)
+                    .open(&path)?;
                 self.segment.insert(Segment { file, path, len: 0 })
             }
         };

@@ -9,7 +9,7 @@ use crate::status::{
     Clients, Commands, Cutover, CutoverState, Operation, OperationKind, OperationOptions, Phase, Sessions, Sink,
     Status, Tee,
 };
-use crate::tee::Pending;
+use crate::tee::{Pending, SinkName};
 
 impl Control for Controller {
     fn status(&self) -> Status {
@@ -90,7 +90,11 @@ impl Control for Controller {
         for sink in tee.sinks() {
             if sink.is_enabled() && !sink.connected.load(Relaxed) && state.phase != Phase::Finished {
                 let error = sink.last_error().unwrap_or_else(|| "not connected yet".into());
-                reasons.push(format!("the tee cannot reach the {}: {error}", sink.name.label()));
+                let name = match sink.name {
+                    SinkName::Redis => state.authority.other().name(),
+                    SinkName::Database => "database",
+                };
+                reasons.push(format!("the tee cannot reach the {name}: {error}"));
             }
         }
         reasons.extend(self.parts.journal.trouble());

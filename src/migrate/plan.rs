@@ -68,6 +68,13 @@ impl Controller {
         if state.verify.state != VerifyState::Clean {
             return Err("not clean: run `sessionferry verify`".into());
         }
+        if state.verify.compared == 0 {
+            return Err(
+                "it compared no session at all: are the key prefix, version and engine the site's own? \
+                        `sessionferry check` tells"
+                    .into(),
+            );
+        }
         let age_ms = state.verified_at_ms.map_or(i64::MAX, |at| now_ms() - at);
         if age_ms > CERTIFICATE_MAX_AGE_MS {
             return Err("the last clean verify is more than an hour old: run `sessionferry verify` again".into());

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File, TryLockError};
 use std::io::Write;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -100,7 +101,12 @@ impl DataDir {
             let path = path.to_owned();
             move |source| StateError::Io { action, path, source }
         };
-        fs::create_dir_all(path).map_err(io("create", path))?;
+        // Sessions are credentials: nobody else may read them.
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(path)
+            .map_err(io("create", path))?;
         let lock_path = path.join("lock");
         let lock = File::create(&lock_path).map_err(io("create", &lock_path))?;
         match lock.try_lock() {

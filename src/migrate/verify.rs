@@ -19,14 +19,16 @@ use crate::session::Deadline;
 use crate::session::key::is_storable;
 use crate::session::row::Comparison;
 use crate::sink::{Row, Stored};
-use crate::status::{BackfillState, Phase, Verify, VerifyState};
+use crate::status::{Authority, BackfillState, Phase, Verify, VerifyState};
 
-/// Keys compared at once: in the first round many, later few, so that little changes while they are read.
+/// Keys compared at once: in the first round many. Later few, so that little changes while they are read; but where so
+/// much differs that it is no coincidence, not so few that it takes for ever.
 const FIRST_BATCH: usize = 500;
 const LATER_BATCH: usize = 16;
+const LATER_BATCHES: usize = 100;
 /// Looks at a key that keeps changing before it is left to the tee.
 const MAX_LOOKS: usize = 20;
-/// Rounds over what differs.
+/// Looks at everything, and then again at what differed.
 const ROUNDS: u64 = 3;
 /// Differences remembered by key; past it the stores are plainly not the same, and verify says so at once.
 const MAX_DIFFERENCES: usize = 200_000;
@@ -74,8 +76,10 @@ const CATCH_UP: Duration = Duration::from_secs(2);
 
 impl Controller {
     pub(super) async fn run_verify(&self, stop: &CancellationToken) -> End {
+        let after_cutover = self.parts.stores.authority() == Authority::Target;
         self.state().verify = Verify {
             state: VerifyState::Running,
+            after_cutover,
             ..Verify::default()
         };
         let result = self.compare_all(stop).await;
@@ -115,7 +119,7 @@ impl Controller {
         let mut unstorable = BTreeSet::new();
         let mut found = self.first_round(stop, &mut unstorable).await?;
         let mut rounds = 1;
-        while !found.is_empty() && rounds <= ROUNDS && !stop.is_cancelled() {
+        while !found.is_empty() && rounds < ROUNDS && !stop.is_cancelled() {
             self.note_differences(&found, &unstorable, rounds);
             self.let_tee_catch_up().await;
             self.progress(0, Some(found.len() as u64), "looking again at what differed");
@@ -247,7 +251,8 @@ impl Controller {
         let keys: Vec<Bytes> = found.into_keys().collect();
         let mut still = Differences::new();
         let mut done = 0;
-        for batch in keys.chunks(LATER_BATCH) {
+        let len = (keys.len() / LATER_BATCHES).clamp(LATER_BATCH, FIRST_BATCH);
+        for batch in keys.chunks(len) {
             if stop.is_cancelled() {
                 break;
             }

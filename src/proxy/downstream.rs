@@ -377,7 +377,7 @@ impl Downstream {
             waiting = stopped;
         }
         let mut scratch = client.worker.take_scratch();
-        while !self.ended && !client.closed.get() && !(waiting && self.input.len() >= MAX_WAITING_INPUT) {
+        while self.may_read(waiting) {
             let read = if self.input.is_empty() {
                 scratch.clear();
                 self.reader.poll_read_buf(cx, &mut scratch)
@@ -427,6 +427,12 @@ impl Downstream {
         }
         client.waker.set(Some(cx.waker().clone()));
         Poll::Pending
+    }
+
+    /// While commands wait, only so much is read as shows whether the client is still there.
+    fn may_read(&self, waiting: bool) -> bool {
+        let enough = waiting && self.input.len() >= MAX_WAITING_INPUT;
+        !(self.ended || self.client.closed.get() || enough)
     }
 
     fn poll_flush(&mut self, cx: &mut Context<'_>) {

@@ -35,6 +35,8 @@ const RETRY_FIRST: Duration = Duration::from_millis(20);
 const RETRY_CAP: Duration = Duration::from_secs(1);
 /// Sessions that a row cannot carry are remembered by name up to this many; beyond, they are only counted.
 const MAX_UNSTORABLE: usize = 100_000;
+/// So many of them are told of one by one.
+const MAX_TOLD: usize = 20;
 
 /// The two Redis servers as the proxy's own client sees them, and which is the authority.
 #[derive(Clone)]
@@ -159,7 +161,7 @@ impl Delivery {
                     pending.connected.store(true, Relaxed);
                     backoff.reset();
                     if std::mem::take(&mut troubled) {
-                        tracing::info!(sink = pending.name.label(), "delivery goes on");
+                        tracing::info!(sink = self.name(pending), "delivery goes on");
                     }
                 }
                 Err(error) => {
@@ -167,7 +169,7 @@ impl Delivery {
                     pending.connected.store(false, Relaxed);
                     pending.failed(&error);
                     if !std::mem::replace(&mut troubled, true) {
-                        tracing::warn!(sink = pending.name.label(), %error, "cannot deliver; writes are kept and tried again");
+                        tracing::warn!(sink = self.name(pending), %error, "cannot deliver; writes are kept and tried again");
                     }
                     let wait = backoff.wait();
                     tokio::select! {
@@ -176,6 +178,14 @@ impl Delivery {
                     }
                 }
             }
+        }
+    }
+
+    /// Which store the sink is now, as an operator knows it.
+    fn name(&self, pending: &Pending) -> &'static str {
+        match pending.name {
+            super::SinkName::Database => "database",
+            super::SinkName::Redis => self.stores.authority().other().name(),
         }
     }
 
@@ -296,7 +306,7 @@ impl Delivery {
             match rows.database.apply(std::slice::from_ref(&row), &[]).await {
                 Ok(()) => {}
                 Err(error) if error.kind() == DatabaseErrorKind::Rejected => {
-                    tracing::warn!(session = self.tee.digest(row.session_key.as_bytes()), %error, "the database refuses this row");
+                    tracing::warn!(session = self.tee.digest(&self.tee.patterns.redis_key(&row.session_key)), %error, "the database refuses this row");
                     self.counters.rejected.fetch_add(1, Relaxed);
                     // No row is better than the row of an older state.
                     rows.database.apply(&[], &[row.session_key]).await.map_err(text)?;
@@ -313,11 +323,17 @@ impl Delivery {
             return;
         }
         let digest = self.tee.digest(key);
-        tracing::warn!(
-            session = digest,
-            reason,
-            "this session cannot be stored in a row; it is copied to Redis alone"
-        );
+        match unstorable.len() {
+            known if known < MAX_TOLD => {
+                tracing::warn!(
+                    session = digest,
+                    reason,
+                    "this session cannot be stored in a row; it is copied to Redis alone"
+                );
+            }
+            MAX_TOLD => tracing::warn!("more sessions cannot be stored in a row; see `unstorable` in the status"),
+            _ => tracing::debug!(session = digest, reason, "this session cannot be stored in a row"),
+        }
         unstorable.insert(Bytes::copy_from_slice(key), reason.to_owned());
     }
 }
