@@ -27,6 +27,8 @@ use crate::tee::{SinkName, Tee};
 
 /// Threads of the control runtime: delivery, backfill, verify, admin.
 const CONTROL_THREADS: usize = 2;
+/// How much those threads step back behind the workers.
+const CONTROL_NICE: i32 = 5;
 /// At the end, clients may take this long to become idle, and the tee this long to become empty.
 const DRAIN_GRACE: Duration = Duration::from_secs(5);
 /// Descriptors that the proxy needs besides its clients'.
@@ -135,6 +137,10 @@ pub fn run(config: &Config) -> Result<(), String> {
     let control = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(CONTROL_THREADS)
         .thread_name("control")
+        // Where the cores are short, replies come first. A lower priority is always granted.
+        .on_thread_start(|| {
+            let _ = rustix::process::nice(CONTROL_NICE);
+        })
         .enable_all()
         .build()
         .map_err(|error| format!("cannot start: {error}"))?;

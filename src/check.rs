@@ -398,32 +398,13 @@ async fn live_sessions(findings: &mut Findings, subject: &Subject<'_>) {
 /// Nothing matches: what is there instead?
 async fn no_sessions(findings: &mut Findings, subject: &Subject<'_>, all: bool) {
     let wanted = subject.patterns.scan_globs().join(", ");
-    let found = subject
-        .source
-        .scan(0, ANY_SESSION, 100 * SCAN_COUNT)
-        .await
-        .map(|(_, keys)| keys)
-        .unwrap_or_default();
-    let level = if found.is_empty() { Level::Yellow } else { Level::Red };
-    let detail = match found.first() {
-        Some(key) => {
-            // Up to the engine's name, a key is no secret.
-            let text = String::from_utf8_lossy(key);
-            let end = text
-                .find("django.contrib.sessions.")
-                .map_or(0, |at| at + "django.contrib.sessions.".len());
-            let engine = if text[end..].starts_with("cached_db") {
-                "cached_db"
-            } else {
-                "cache"
-            };
-            format!(
-                "no key at the source matches {wanted}, but {} keys start with {}{engine}: set django.key_prefix, \
-                 django.key_version and django.engine to match",
-                found.len(),
-                &text[..end]
-            )
-        }
+    let other = other_prefix(subject.source).await;
+    let level = if other.is_none() { Level::Yellow } else { Level::Red };
+    let detail = match other {
+        Some(prefix) => format!(
+            "no key at the source matches {wanted}, but others start with {prefix}: set django.key_prefix, \
+             django.key_version and django.engine to match"
+        ),
         None if all => format!(
             "no key at the source matches {wanted}: a site without sessions yet, or sessions in another database number \
              (redis://…/N), or under another prefix"
@@ -431,6 +412,21 @@ async fn no_sessions(findings: &mut Findings, subject: &Subject<'_>, all: bool) 
         None => format!("no key that matches {wanted} was found among many others at the source"),
     };
     findings.add(level, "sessions", detail);
+}
+
+/// How Django session keys of any site start there, if some are found: the text up to the engine's name, which is no
+/// secret.
+pub async fn other_prefix(store: &RedisStore) -> Option<String> {
+    const MIDDLE: &str = "django.contrib.sessions.";
+    let (_, found) = store.scan(0, ANY_SESSION, 100 * SCAN_COUNT).await.ok()?;
+    let text = String::from_utf8_lossy(found.first()?).into_owned();
+    let end = text.find(MIDDLE)? + MIDDLE.len();
+    let engine = if text[end..].starts_with("cached_db") {
+        "cached_db"
+    } else {
+        "cache"
+    };
+    Some(format!("{}{engine}", &text[..end]))
 }
 
 /// Sessions at the target that the source does not have.

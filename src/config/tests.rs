@@ -157,8 +157,8 @@ fn each_good_value_is_taken() {
         chrono_tz::Europe::Berlin
     );
     assert_eq!(
-        good("source.connect_timeout = \"750ms\"").source.connect_timeout,
-        Duration::from_millis(750)
+        good("source.connect_timeout = \"2000ms\"").source.connect_timeout,
+        Duration::from_secs(2)
     );
     assert_eq!(good("workers = 3\nclient.max = 7").client.max, 7);
 }

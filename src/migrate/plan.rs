@@ -29,6 +29,7 @@ impl Controller {
         if to == Authority::Target && !force {
             add("backfill done", self.check_backfill());
             add("verify clean and recent", self.check_verify());
+            add("sessions found", self.check_found().await);
         }
         add(
             "new authority reachable",
@@ -63,17 +64,25 @@ impl Controller {
         }
     }
 
+    /// Three empty stores are the same, too: under a wrong prefix, nothing was copied and nothing compared.
+    async fn check_found(&self) -> Result<String, String> {
+        let compared = self.state().verify.compared;
+        if compared > 0 {
+            return Ok(format!("{compared} compared"));
+        }
+        match crate::check::other_prefix(self.parts.stores.authority_store()).await {
+            None => Ok("the site has none".into()),
+            Some(prefix) => Err(format!(
+                "verify compared none, but keys start with {prefix}: are django.key_prefix, django.key_version and \
+                 django.engine the site's own?"
+            )),
+        }
+    }
+
     fn check_verify(&self) -> Result<String, String> {
         let state = self.state();
         if state.verify.state != VerifyState::Clean {
             return Err("not clean: run `sessionferry verify`".into());
-        }
-        if state.verify.compared == 0 {
-            return Err(
-                "it compared no session at all: are the key prefix, version and engine the site's own? \
-                        `sessionferry check` tells"
-                    .into(),
-            );
         }
         let age_ms = state.verified_at_ms.map_or(i64::MAX, |at| now_ms() - at);
         if age_ms > CERTIFICATE_MAX_AGE_MS {
