@@ -12,9 +12,12 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
+use super::plan::MAX_LAG_SECONDS;
 use super::{Controller, End};
 use crate::status::{Authority, CutoverState, OperationKind, OperationOptions, Phase, Plan};
 
+/// Before the checks are made, a sink may take this long to catch up.
+const CATCH_UP: Duration = Duration::from_secs(5);
 /// Before commands are held, the tee may take this long to become nearly empty.
 const PRE_DRAIN: Duration = Duration::from_secs(10);
 /// Pending writes that a hold can deliver in a moment.
@@ -28,6 +31,7 @@ impl Controller {
             _ => Authority::Target,
         };
         self.progress(0, None, "asking what it depends on");
+        self.let_sinks_catch_up().await;
         let checks = self.checks(to, options.force).await;
         let failed: Vec<String> = checks
             .iter()
@@ -129,6 +133,15 @@ impl Controller {
             state.phase = Phase::CuttingOver;
         }
         self.progress(0, None, message);
+    }
+
+    /// A sink that is there and a little behind is no reason to refuse.
+    async fn let_sinks_catch_up(&self) {
+        let behind = |sink: &&crate::tee::Pending| sink.connected.load(Relaxed) && sink.lag_seconds() > MAX_LAG_SECONDS;
+        let end = Instant::now() + CATCH_UP;
+        while self.parts.tee.sinks().iter().any(behind) && Instant::now() < end {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
     }
 
     /// Writes that can be delivered before the hold need not be waited for in it.

@@ -8,7 +8,7 @@ use crate::status::{Authority, BackfillState, Check, VerifyState};
 /// How old a clean verify may be. The tee goes on after it, so this guards against a forgotten one, not against change.
 const CERTIFICATE_MAX_AGE_MS: i64 = 60 * 60 * 1000;
 /// A sink further behind than this must catch up first, seconds: the hold waits for it.
-const MAX_LAG_SECONDS: f64 = 2.0;
+pub(super) const MAX_LAG_SECONDS: f64 = 2.0;
 /// Memory that must be free at the new authority, as a share of its limit.
 const MIN_FREE_MEMORY: f64 = 0.05;
 /// Harmless: written with an expiry of a second and deleted at once.

@@ -17,8 +17,10 @@ use super::schema::{Calendar, Column, Table, problems};
 const SET_UP: &str = "SET SESSION sql_mode = 'STRICT_TRANS_TABLES,NO_ENGINE_SUBSTITUTION', \
                       SESSION innodb_lock_wait_timeout = 3";
 const READ_COMMITTED: &str = "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED";
-/// Rows in one statement, of three parameters each: the protocol takes 65,535.
-const CHUNK: usize = 500;
+/// Rows in one statement, of three parameters each: the protocol takes 65,535. Every statement has a power of two of
+/// them, so that few are prepared, and those are kept: closing one is a message without an answer, and what is sent
+/// after it would wait some 40 ms for the server's delayed acknowledgement (the driver leaves Nagle's algorithm on).
+const CHUNK: usize = 512;
 /// Bytes in one statement, but for a single row over it: below the smallest `max_allowed_packet` in use (1 MiB).
 const CHUNK_BYTES: usize = 512 << 10;
 
@@ -70,7 +72,22 @@ fn chunk_len(rows: &[&Row]) -> usize {
         bytes = bytes.saturating_add(row.session_key.len() + row.session_data.len() + 32);
         bytes <= CHUNK_BYTES
     });
-    fits.count().max(1)
+    power_of_two(fits.count().max(1))
+}
+
+/// The largest power of two within `len`, which is at least 1.
+fn power_of_two(len: usize) -> usize {
+    1 << len.ilog2()
+}
+
+/// `all`, cut into pieces of at most [`CHUNK`], each with a power of two of elements.
+fn pieces<T>(mut all: &[T]) -> impl Iterator<Item = &[T]> {
+    std::iter::from_fn(move || {
+        let len = power_of_two(Some(all.len().min(CHUNK)).filter(|&len| len > 0)?);
+        let (piece, rest) = all.split_at(len);
+        all = rest;
+        Some(piece)
+    })
 }
 
 /// `(?, ?, …)` with `keys` for the marks.
@@ -214,27 +231,27 @@ impl Dialect for Mysql {
             });
             // VALUES() is what MariaDB has; MySQL 8 would rather have an alias, but takes it.
             sql.push(" ON DUPLICATE KEY UPDATE session_data = VALUES(session_data), expire_date = VALUES(expire_date)");
-            sql.build().persistent(false).execute(&mut *transaction).await?;
+            sql.build().execute(&mut *transaction).await?;
         }
-        for chunk in deletes.chunks(CHUNK) {
+        for chunk in pieces(deletes) {
             let mut sql = QueryBuilder::<Driver>::new("DELETE FROM ");
             sql.push(&self.quoted).push(" WHERE session_key IN");
             push_list(&mut sql, chunk);
             // The first condition finds the rows by their index, the second keeps those that differ in case.
             sql.push(" AND CAST(session_key AS BINARY) IN");
             push_list(&mut sql, chunk);
-            sql.build().persistent(false).execute(&mut *transaction).await?;
+            sql.build().execute(&mut *transaction).await?;
         }
         transaction.commit().await
     }
 
     async fn fetch(&self, on: &mut MySqlConnection, keys: &[&str]) -> Result<HashMap<String, Row>, sqlx::Error> {
         let mut found = HashMap::with_capacity(keys.len());
-        for chunk in keys.chunks(CHUNK) {
+        for chunk in pieces(keys) {
             let mut sql = QueryBuilder::<Driver>::new("SELECT session_key, session_data, expire_date FROM ");
             sql.push(&self.quoted).push(" WHERE session_key IN");
             push_list(&mut sql, chunk);
-            for row in sql.build().persistent(false).fetch_all(&mut *on).await? {
+            for row in sql.build().fetch_all(&mut *on).await? {
                 let row = self.row(&row)?;
                 // The collation may give a key in other letter case: another session.
                 if chunk.binary_search(&row.session_key.as_str()).is_ok() {

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use dashmap::DashMap;
@@ -145,6 +145,7 @@ impl Delivery {
                 tokio::time::sleep(linger).await;
             }
             let batch = pending.take(max, BATCH_BYTES);
+            let began = Instant::now();
             let result = match self.states(&batch).await {
                 Ok(states) => {
                     let written = match rows {
@@ -157,6 +158,7 @@ impl Delivery {
             };
             match result {
                 Ok(()) => {
+                    tracing::debug!(sink = self.name(pending), keys = batch.len(), took = ?began.elapsed(), "delivered");
                     batch.iter().for_each(|taken| pending.done(taken));
                     pending.connected.store(true, Relaxed);
                     backoff.reset();
