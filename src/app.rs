@@ -300,10 +300,7 @@ async fn serve(config: &Config) -> Result<(), String> {
     tasks.close();
     tasks.wait().await;
     let _ = admin_task.await;
-    match Arc::try_unwrap(proxy) {
-        Ok(proxy) => proxy.stop(),
-        Err(proxy) => drop(proxy),
-    }
+    proxy.stop();
     if tee.is_drained() {
         journal.retire(u64::MAX);
     }

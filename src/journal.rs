@@ -125,6 +125,11 @@ impl Journal {
         ))
     }
 
+    /// Whether any segment is closed: only then is there something to retire or to compact.
+    pub fn has_closed(&self) -> bool {
+        !self.closed.lock().expect("no panic while locked").is_empty()
+    }
+
     /// Removes the closed segments in which every record is older than `low_watermark`.
     pub fn retire(&self, low_watermark: u64) {
         let mut closed = self.closed.lock().expect("no panic while locked");

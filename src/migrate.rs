@@ -271,6 +271,9 @@ impl Controller {
     pub fn tend_journal(&self) {
         let (journal, tee) = (&self.parts.journal, &self.parts.tee);
         tee.age();
+        if !journal.has_closed() {
+            return;
+        }
         journal.retire(tee.low_watermark());
         if journal.wants_compaction()
             && let Err(error) = journal.compact(|| tee.unfinished())

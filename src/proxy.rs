@@ -7,6 +7,8 @@
 //! Invariants: a reply goes to the client whose command it answers, in order, or the connection is closed. No byte of
 //! a command or a reply is changed, but for the few that the proxy answers itself. No sink can delay a reply.
 
+mod client;
+mod dispatch;
 mod downstream;
 pub mod identity;
 mod listener;
@@ -182,9 +184,11 @@ impl Proxy {
         }
     }
 
-    /// Ends the workers.
-    pub fn stop(mut self) {
-        self.orders.clear();
+    /// Ends the workers, and with them the segments of the journal that they write.
+    pub fn stop(&self) {
+        for orders in &self.orders {
+            let _ = orders.send(Order::Stop);
+        }
         for thread in self.threads.lock().expect("no panic while locked").drain(..) {
             let _ = thread.join();
         }

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::time::{sleep, timeout};
 
-use super::downstream::Client;
+use super::client::Client;
 use super::identity::{Identity, Labels, handshake};
 use super::pin::{Message, StateChange};
 use super::worker::Worker;

@@ -14,7 +14,8 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::sleep;
 
 use super::Shared;
-use super::downstream::{Client, Downstream};
+use super::client::Client;
+use super::downstream::Downstream;
 use super::identity::{Identity, Labels};
 use super::stats::WorkerStats;
 use super::upstream::{InFlight, SessionWrite, Upstream};
@@ -60,6 +61,8 @@ pub(super) enum Order {
     },
     /// Close idle clients, and the others as soon as they are idle.
     Drain,
+    /// End.
+    Stop,
 }
 
 /// One worker's state; everything on its thread holds an `Rc` of it.
@@ -140,6 +143,7 @@ impl Worker {
                     let _ = done.send(());
                 }
                 Order::Drain => worker.drain(),
+                Order::Stop => break,
             }
         }
         worker.journal.borrow_mut().finish();
