@@ -6,7 +6,7 @@ mod support;
 
 use std::{thread::sleep, time::Duration};
 
-use rand::{Rng, SeedableRng, rngs::StdRng};
+use rand::{RngExt, SeedableRng, rngs::StdRng};
 use sessionferry::status::{Authority, VerifyState};
 use support::{DatabaseKind, Hammer, Site, seed};
 
