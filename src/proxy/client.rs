@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use bytes::{Buf, Bytes, BytesMut};
 
+use super::dispatch::SHARED_WINDOW;
 use super::identity::{Identity, Labels, Protocol};
 use super::pin::{Message, Pin, StateChange};
 use super::upstream::{InFlight, Kind, Upstream};
@@ -32,6 +33,8 @@ pub(super) struct Client {
     pub(super) flush_queued: Cell<bool>,
     /// Commands sent upstream whose replies have not come.
     pub(super) in_flight: Cell<usize>,
+    /// Waits for its window on the shared upstream.
+    pub(super) wants_room: Cell<bool>,
     pub(super) closed: Cell<bool>,
     /// Close once everything is written.
     pub(super) closing: Cell<bool>,
@@ -58,6 +61,7 @@ impl Client {
             out: RefCell::default(),
             flush_queued: Cell::new(false),
             in_flight: Cell::new(0),
+            wants_room: Cell::new(false),
             closed: Cell::new(false),
             closing: Cell::new(false),
             waker: Cell::new(None),
@@ -127,8 +131,13 @@ impl Client {
     pub(super) fn answered(self: &Rc<Self>) {
         self.in_flight.set(self.in_flight.get() - 1);
         if self.in_flight.get() > 0 {
+            // At half the window, so that the next commands leave while the rest is still being answered.
+            if self.in_flight.get() <= SHARED_WINDOW / 2 && self.wants_room.replace(false) {
+                self.wake();
+            }
             return;
         }
+        self.wants_room.set(false);
         if let Some(pin) = self.pin.borrow_mut().as_mut() {
             pin.blocking = false;
         }

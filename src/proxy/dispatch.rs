@@ -14,6 +14,9 @@ use crate::resp::{Args, Request, RequestScanner, inline};
 use crate::session::effect::{Plan, Planned, plan};
 use crate::status::Authority;
 
+/// Commands that one client may have in flight on a shared upstream. Without it a single deep pipeline with large
+/// replies would stand in front of everybody else's commands; with it a pipeline still keeps the upstream busy.
+pub(super) const SHARED_WINDOW: usize = 32;
 /// No more is taken from clients while their upstream has this many bytes to send or to get answered.
 const MAX_BACKLOG: usize = 64 * 1024 * 1024;
 
@@ -24,6 +27,8 @@ pub(super) enum Dispatch {
     Done,
     /// It must wait until the client's replies are there.
     AwaitReplies,
+    /// It must wait until fewer of the client's commands are in flight.
+    AwaitRoom,
     /// All commands are held.
     Held,
     /// The upstream has too much to do.
@@ -66,6 +71,9 @@ impl Downstream {
         match entry.connection {
             // The hot path.
             Connection::Shared | Connection::Exec | Connection::Discard | Connection::Unwatch if !pinned => {
+                if client.in_flight.get() >= SHARED_WINDOW {
+                    return Dispatch::AwaitRoom;
+                }
                 let upstream = client.shared();
                 if upstream.backlog() > MAX_BACKLOG {
                     return Dispatch::Backlogged;

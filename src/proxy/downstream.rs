@@ -156,6 +156,10 @@ impl Downstream {
                     match self.dispatch(frame, &request) {
                         Dispatch::Done => used += request.len,
                         Dispatch::AwaitReplies => return (used, true),
+                        Dispatch::AwaitRoom => {
+                            client.wants_room.set(true);
+                            return (used, true);
+                        }
                         Dispatch::Held => {
                             client.worker.park(&client);
                             return (used, true);
