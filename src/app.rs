@@ -11,19 +11,21 @@ use tokio_util::task::TaskTracker;
 
 use crate::check::{Finding, Level, Stops, Subject, preflight};
 use crate::clock::now_ms;
-use crate::config::{self, Ack, Config, DatabaseMode, Listen, OnFlush};
+use crate::config::{self, Ack, ClientAuth, Config, DatabaseMode, Listen, OnFlush, OnSourceLoss};
 use crate::journal::{self, Journal};
 use crate::migrate::state::{DataDir, State};
 use crate::migrate::{Controller, Parts};
 use crate::net::Endpoint;
+use crate::net::tls::TlsAcceptor;
+use crate::proxy::access::{Access, Users};
 use crate::proxy::identity::Servers;
 use crate::proxy::{self, Listener, Proxy, Shared};
 use crate::session::row::RowCodec;
 use crate::session::{KeyPatterns, Serializer};
 use crate::sink::{Database, DatabaseOptions, RedisStore, StoreErrorKind};
-use crate::status::Authority;
-use crate::tee::delivery::{Counters, Delivery, Rows, Stores};
-use crate::tee::{SinkName, Tee};
+use crate::status::{Authority, Restored};
+use crate::tee::delivery::{Counters, Delivery, Stores};
+use crate::tee::{Rescue, Restore, Rows, Shield, SinkName, Tee};
 
 /// Threads of the control runtime: delivery, backfill, verify, admin.
 const CONTROL_THREADS: usize = 2;
@@ -46,9 +48,9 @@ struct Setup {
 }
 
 fn setup(config: &Config) -> Result<Setup, String> {
-    let endpoint = |side: &str, url: &str| Endpoint::parse(url).map_err(|error| format!("{side}.url: {error}"));
-    let source = endpoint("source", config.source.url.expose())?;
-    let target = endpoint("target", config.target.url.expose())?;
+    let endpoint = |side: &str, store: &config::Store| store.endpoint().map_err(|error| format!("{side}: {error}"));
+    let source = endpoint("source", &config.source)?;
+    let target = endpoint("target", &config.target)?;
     if source.db != target.db {
         return Err(format!(
             "source.url names database {} and target.url database {}: Django keeps its number at a cutover, so give the same",
@@ -121,6 +123,31 @@ pub fn check(config: &Config) -> Result<Vec<Finding>, String> {
         patterns: &setup.patterns,
     };
     Ok(runtime.block_on(preflight(&subject)))
+}
+
+/// `sessionferry restore --to`: puts the rows into the Redis that `config` has as the source, and says what became of them.
+///
+/// # Errors
+/// The configuration cannot be used, a store cannot be reached, or the rows cannot be read to their end.
+pub fn restore(config: &Config) -> Result<Restored, String> {
+    let setup = setup(config)?;
+    if setup.rows.is_none() {
+        return Err("there are no rows to put back: give the database (--database) and the site's SECRET_KEY".into());
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| format!("cannot start: {error}"))?;
+    runtime.block_on(async {
+        let tee = Arc::new(Tee::new(setup.patterns, 1, false, rand::random()));
+        // There is no other Redis.
+        tee.redis.disable();
+        let to = RedisStore::new(setup.source);
+        let stores = Stores::new(to.clone(), to, Authority::Source);
+        let restore = Restore::new(tee, stores, setup.rows);
+        let (restored, ended) = restore.put_rows_back(|_| true).await?;
+        ended.map(|()| restored)
+    })
 }
 
 /// `sessionferry run`: serves until SIGTERM or SIGINT.
@@ -206,23 +233,60 @@ async fn serve(config: &Config) -> Result<(), String> {
     replay(&tee, &recovered);
     drop(recovered);
 
+    let access = match config.client.auth {
+        ClientAuth::Same => Access::Same,
+        ClientAuth::Users => {
+            let users = config.client.users.iter();
+            Access::Users(Users::new(users.map(|(name, secret)| (name.as_str(), secret.expose()))))
+        }
+        ClientAuth::None => Access::Open,
+    };
+    let tls = match (&config.client.tls_cert, &config.client.tls_key) {
+        (Some(cert), Some(key)) => Some(TlsAcceptor::new(cert, key).map_err(|error| format!("client: TLS: {error}"))?),
+        _ => None,
+    };
+    // Rows that are Django's own need not be read or put back: its engine reads them by itself.
+    let own_rows = setup.rows.clone().filter(|_| writes_rows);
+    let rescue = Arc::new(Rescue::new(tee.clone(), stores.clone(), own_rows.clone()));
+    let restore = Arc::new(Restore::new(tee.clone(), stores.clone(), own_rows));
     let shared = Arc::new(Shared {
         tee: tee.clone(),
+        rescue: Some(rescue.clone()),
+        restore: Some(restore.clone()),
         journal: journal.clone(),
         servers: Servers {
             source: setup.source.clone(),
             target: setup.target.clone(),
+            by_url: config.client.auth != ClientAuth::Same,
         },
         sessions_db: setup.source.db,
         journaled: config.tee.ack != Ack::Source,
+        acks: match config.tee.ack {
+            Ack::Source | Ack::Journal => Vec::new(),
+            Ack::Target => vec![SinkName::Redis],
+            Ack::All => vec![SinkName::Redis, SinkName::Database],
+        },
         workers: config.workers,
         max_clients: config.client.max,
-        refuses_flush: config.tee.on_flush == OnFlush::Refuse,
+        on_flush: match config.tee.on_flush {
+            OnFlush::Mirror => proxy::OnFlush::Mirror,
+            OnFlush::Shield => proxy::OnFlush::Shield(Arc::new(Shield::new(stores.clone(), setup.patterns.clone()))),
+            OnFlush::Refuse => proxy::OnFlush::Refuse,
+        },
         scripts: proxy::Scripts::default(),
-        asks_password: AtomicBool::new(asks_password(&setup.source).await),
+        pause: proxy::Pause::default(),
+        // One that is away is taken to ask: a password in its URL is there for a reason.
+        rights: proxy::Rights::new(
+            asks_password(&setup.source)
+                .await
+                .unwrap_or(setup.source.password.is_some()),
+        ),
+        access,
+        tls,
     });
-    let proxy =
-        Arc::new(Proxy::start(shared, state.authority).map_err(|error| format!("cannot start workers: {error}"))?);
+    let proxy = Arc::new(
+        Proxy::start(shared.clone(), state.authority).map_err(|error| format!("cannot start workers: {error}"))?,
+    );
 
     let stop = CancellationToken::new();
     let tasks = TaskTracker::new();
@@ -231,6 +295,8 @@ async fn serve(config: &Config) -> Result<(), String> {
         tee: tee.clone(),
         stores: stores.clone(),
         counters: counters.clone(),
+        restore: restore.clone(),
+        acks: shared.acks.clone(),
     };
     tasks.spawn(delivery().run_redis(stop.clone()));
     if let (true, Some(rows)) = (writes_rows, &setup.rows) {
@@ -243,7 +309,9 @@ async fn serve(config: &Config) -> Result<(), String> {
             stores: stores.clone(),
             proxy: proxy.clone(),
             journal: journal.clone(),
-            counters,
+            counters: counters.clone(),
+            rescue,
+            restore,
             rows: setup.rows.clone(),
             rows_are_djangos: config.database.mode == DatabaseMode::Verify,
             data_dir,
@@ -255,11 +323,17 @@ async fn serve(config: &Config) -> Result<(), String> {
     );
     // These have nothing to finish: they end with the runtime.
     tokio::spawn(ask_stores(stores.clone(), tee.clone(), setup.rows.clone(), reachable));
+    tokio::spawn(keep_asking_for_password(shared.clone(), setup.source.clone()));
     tokio::spawn({
         let controller = controller.clone();
         async move { controller.keep_census().await }
     });
     tokio::spawn(controller.clone().watch_bypassing_writes());
+    tokio::spawn(controller.clone().watch_authority());
+    tokio::spawn(controller.clone().watch_other_redis());
+    if config.cutover.on_source_loss == OnSourceLoss::Promote {
+        tokio::spawn(controller.clone().promote_on_loss());
+    }
     tokio::spawn({
         let controller = controller.clone();
         async move { controller.follow_wipes().await }
@@ -269,7 +343,7 @@ async fn serve(config: &Config) -> Result<(), String> {
         async move {
             loop {
                 tokio::time::sleep(TEND_EVERY).await;
-                controller.tend_journal();
+                controller.tend();
             }
         }
     });
@@ -280,7 +354,7 @@ async fn serve(config: &Config) -> Result<(), String> {
     let admin_stop = stop.child_token();
     let admin_task = tokio::spawn(crate::admin::serve(
         admin,
-        controller,
+        controller.clone(),
         config.admin.token.clone(),
         admin_stop.clone(),
     ));
@@ -288,6 +362,7 @@ async fn serve(config: &Config) -> Result<(), String> {
         listen = listener.address(), admin = admin_address, workers = config.workers, authority = %stores.authority(),
         "ready for Django"
     );
+    tokio::spawn(proxy.clone().balance());
     let accepting = tokio::spawn(listener.run(proxy.clone()));
 
     until_told_to_end().await?;
@@ -295,12 +370,14 @@ async fn serve(config: &Config) -> Result<(), String> {
     accepting.abort();
     let _ = accepting.await;
     proxy.drain(DRAIN_GRACE).await;
+    counters.hurry.send_replace(true);
     flush_tee(&tee).await;
     stop.cancel();
     tasks.close();
     tasks.wait().await;
     let _ = admin_task.await;
     proxy.stop();
+    controller.finish_journal();
     if tee.is_drained() {
         journal.retire(u64::MAX);
     }
@@ -318,7 +395,9 @@ async fn serve(config: &Config) -> Result<(), String> {
 /// Each client takes a descriptor, and the proxy some for itself.
 fn raise_file_limit(max_clients: usize) {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let wanted = max_clients as u64 + SPARE_FILES;
+    let needed = max_clients as u64 + SPARE_FILES;
+    // At the worst each client has an upstream connection of its own.
+    let wanted = needed + max_clients as u64;
     let limit = getrlimit(Resource::Nofile);
     if limit.current.is_none_or(|current| current >= wanted) {
         return;
@@ -331,10 +410,10 @@ fn raise_file_limit(max_clients: usize) {
             maximum: limit.maximum,
         },
     );
-    if set.is_err() || raised < wanted {
-        let now = getrlimit(Resource::Nofile).current.unwrap_or(wanted);
+    let now = getrlimit(Resource::Nofile).current.unwrap_or(wanted);
+    if set.is_err() || now < needed {
         tracing::warn!(
-            "only {now} open files are allowed, {max_clients} clients (client.max) need {wanted}: raise the limit (ulimit -n, LimitNOFILE)"
+            "only {now} open files are allowed, {max_clients} clients (client.max) need {needed}: raise the limit (ulimit -n, LimitNOFILE)"
         );
     }
 }
@@ -424,17 +503,28 @@ fn replay(tee: &Tee, recovered: &journal::Recovered) {
     }
 }
 
-/// Whether the server refuses those who have not authenticated. A server that is away is taken to: a password in its
-/// URL is there for a reason.
-async fn asks_password(endpoint: &Endpoint) -> bool {
-    let nobody = Endpoint {
-        username: None,
-        password: None,
-        ..endpoint.clone()
-    };
+/// Whether the server refuses those who have not authenticated; `None` where it does not say.
+async fn asks_password(endpoint: &Endpoint) -> Option<bool> {
+    let mut nobody = endpoint.clone();
+    (nobody.username, nobody.password) = (None, None);
     match RedisStore::new(nobody).ping().await {
-        Ok(()) => false,
-        Err(error) => error.kind() == StoreErrorKind::Auth || endpoint.password.is_some(),
+        Ok(()) => Some(false),
+        Err(error) => (error.kind() == StoreErrorKind::Auth).then_some(true),
+    }
+}
+
+/// Looks again whether the source lets strangers in, each time users have been changed.
+async fn keep_asking_for_password(shared: Arc<Shared>, source: Endpoint) {
+    let mut seen = shared.rights.changes();
+    loop {
+        tokio::time::sleep(TEND_EVERY).await;
+        let changes = shared.rights.changes();
+        if changes != seen
+            && let Some(asks) = asks_password(&source).await
+        {
+            seen = changes;
+            shared.rights.set_asks(asks, changes);
+        }
     }
 }
 

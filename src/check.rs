@@ -13,7 +13,7 @@ use crate::session::KeyPatterns;
 use crate::session::row::RowCodec;
 use crate::sink::redis::Role;
 use crate::sink::{Database, DatabaseErrorKind, RedisStore, ServerFacts, StoreErrorKind, Stored};
-use crate::tee::delivery::Rows;
+use crate::tee::Rows;
 
 /// Live sessions and rows that are read.
 const SAMPLE: usize = 1000;

@@ -18,10 +18,10 @@ use serde_json::{Value, json};
 pub use client::{Client, ClientArgs, ClientError};
 pub use operation::LongArgs;
 pub use screen::StatusArgs;
-pub use settings::Settings;
+pub use settings::{RowSettings, Settings};
 
 use crate::check::{Finding, Level};
-use crate::status::{OperationKind, OperationOptions, Status};
+use crate::status::{OperationKind, OperationOptions, Restored, Status};
 
 /// The exit codes that the interface promises.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,8 +86,8 @@ pub enum Remote {
     Cutover(SwitchArgs),
     /// The same, back to the source, losing nothing
     Rollback(SwitchArgs),
-    /// Put database rows back into the Redis that answers Django
-    Restore(LongArgs),
+    /// Put sessions back into the Redis that answers Django, from the other stores
+    Restore(RestoreArgs),
     /// Let go of the source: the end of the road
     Finish(LongArgs),
     /// Stop the operation that runs; what is done stays done
@@ -127,6 +127,41 @@ pub struct SwitchArgs {
     pub force: bool,
 }
 
+/// Where there is no other Redis, the settings still ask for one. It is never connected to.
+const NO_OTHER: &str = "unix:/nowhere";
+
+/// `sessionferry restore`.
+#[derive(Args, Debug)]
+pub struct RestoreArgs {
+    #[command(flatten)]
+    pub long: LongArgs,
+    /// Put the database's rows into this Redis instead, without a proxy; what it has already stays
+    #[arg(long, value_name = "URL")]
+    pub to: Option<String>,
+    #[command(flatten)]
+    pub settings: RowSettings,
+}
+
+impl RestoreArgs {
+    /// The settings of a restore without a proxy; `None` where a proxy is to do it.
+    pub fn without_proxy(&self) -> Option<Settings> {
+        let to = self.to.as_ref()?;
+        let mut settings = self.settings.0.clone();
+        settings.flags.insert("source.url", to.clone());
+        settings.flags.insert("target.url", NO_OTHER.to_owned());
+        Some(settings)
+    }
+}
+
+/// Prints what a restore without a proxy did.
+pub fn print_restored(restored: Restored, as_json: bool) {
+    out(&if as_json {
+        json!(restored).to_string()
+    } else {
+        summary::restored(&restored)
+    });
+}
+
 /// `sessionferry stop`.
 #[derive(Args, Debug)]
 pub struct StopArgs {
@@ -148,7 +183,7 @@ pub fn remote(command: &Remote) -> Exit {
         Remote::Verify(args) => operation::run(args, OperationKind::Verify, &none),
         Remote::Cutover(args) => switch(args, OperationKind::Cutover),
         Remote::Rollback(args) => switch(args, OperationKind::Rollback),
-        Remote::Restore(args) => operation::run(args, OperationKind::Restore, &none),
+        Remote::Restore(args) => operation::run(&args.long, OperationKind::Restore, &none),
         Remote::Finish(args) => operation::run(args, OperationKind::Finish, &none),
         Remote::Stop(args) => stop(args),
     }

@@ -38,8 +38,14 @@ pub enum Connection {
     Unwatch,
     /// The subscribe and unsubscribe commands.
     Subscribe,
-    /// The connection becomes a stream that no longer answers requests.
+    /// The connection becomes a stream of lines between the replies.
     Monitor,
+    /// The connection becomes a stream of replication, which is no RESP.
+    Replica,
+    /// May run for long, while the server refuses all others with `-BUSY`: nobody's command may stand behind it.
+    Lengthy,
+    /// Blocks until replicas have what this connection has seen written.
+    Wait,
     /// Leaves state that the proxy does not keep: the client stays on an upstream of its own.
     Sticky,
     /// State that the proxy keeps and replays.
@@ -150,7 +156,7 @@ mod tests {
         check("GET", Access::Read, Connection::Shared);
         check("sEt", Access::Write, Connection::Shared);
         check("BLPOP", Access::Write, Connection::Blocking);
-        check("EVAL", Access::Script, Connection::Shared);
+        check("EVAL", Access::Script, Connection::Lengthy);
         check("FLUSHDB", Access::Wipe, Connection::Shared);
         check("client", Access::Other, Connection::Client);
         check("no-such-command", Access::Script, Connection::Sticky);

@@ -17,6 +17,9 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::net::Endpoint;
+use crate::net::tls::TlsAcceptor;
+
 pub use gather::DEFAULT_FILE;
 use gather::Gather;
 pub use keys::{KEYS, Key};
@@ -132,6 +135,7 @@ fn assemble(g: &mut Gather<'_>) -> Config {
         .optional("data_dir", parse::path)
         .unwrap_or_else(|| "./sessionferry-data".into());
     let django = django(g, &database);
+    let client = client(g, &listen);
     Config {
         listen,
         source,
@@ -153,7 +157,7 @@ fn assemble(g: &mut Gather<'_>) -> Config {
                 .optional("cutover.on_source_loss", OnSourceLoss::parse)
                 .unwrap_or(OnSourceLoss::Hold),
         },
-        client: client(g),
+        client,
         log: Log {
             filter: g.optional("log.filter", log_filter).unwrap_or_else(|| "info".into()),
             format: g.optional("log.format", LogFormat::parse).unwrap_or(LogFormat::Text),
@@ -202,8 +206,8 @@ const SOURCE: StoreKeys = store_keys!("source");
 const TARGET: StoreKeys = store_keys!("target");
 
 fn store(g: &mut Gather<'_>, keys: &StoreKeys) -> Store {
-    g.require(keys.url, "redis://[user:pass@]host:port or unix:/path");
-    Store {
+    g.require(keys.url, "redis://[user:pass@]host:port, rediss://… or unix:/path");
+    let store = Store {
         url: g
             .secret(keys.url, parse::redis_url, parse::redacted)
             .unwrap_or_else(|| Secret::new("")),
@@ -220,6 +224,43 @@ fn store(g: &mut Gather<'_>, keys: &StoreKeys) -> Store {
         sentinel: g.optional(keys.sentinel, parse::list).unwrap_or_default(),
         sentinel_master: g.optional(keys.sentinel_master, parse::non_empty),
         cluster: g.optional(keys.cluster, parse::boolean).unwrap_or(false),
+    };
+    check_tls(g, keys, &store);
+    store
+}
+
+/// Settings for TLS that are without effect may mean that a connection thought secure is not.
+fn check_tls(g: &mut Gather<'_>, keys: &StoreKeys, store: &Store) {
+    let Ok(endpoint) = Endpoint::parse(store.url.expose()) else {
+        return;
+    };
+    if !endpoint.tls {
+        for (set, name) in [
+            (store.ca_file.is_some(), keys.ca_file),
+            (store.cert_file.is_some(), keys.cert_file),
+            (store.key_file.is_some(), keys.key_file),
+            (store.server_name.is_some(), keys.server_name),
+            (store.insecure, keys.insecure),
+        ] {
+            if set {
+                let text = format!(
+                    "{name}: only used with rediss:// in {}; write that, or remove it",
+                    keys.url
+                );
+                g.problems.push(text);
+            }
+        }
+        return;
+    }
+    if let Err(error) = store.endpoint() {
+        let side = keys.url.trim_end_matches(".url");
+        g.problems.push(format!("{side}: TLS: {error}"));
+    }
+    if store.insecure {
+        g.warnings.push(format!(
+            "{}: any certificate is accepted, so that another server can pose as this one: set {} instead",
+            keys.insecure, keys.ca_file
+        ));
     }
 }
 
@@ -396,7 +437,8 @@ fn log_filter(value: &toml::Value) -> Result<String, String> {
     }
 }
 
-fn client(g: &mut Gather<'_>) -> Client {
+fn client(g: &mut Gather<'_>, listen: &Listen) -> Client {
+    let already = g.problems.len();
     let client = Client {
         auth: g.optional("client.auth", ClientAuth::parse).unwrap_or(ClientAuth::Same),
         users: g.secret_table("client.users"),
@@ -409,6 +451,35 @@ fn client(g: &mut Gather<'_>) -> Client {
     if client.tls_cert.is_some() != client.tls_key.is_some() {
         g.problems
             .push("client.tls_cert and client.tls_key: give both or neither".into());
+    }
+    if let (Some(cert), Some(key)) = (&client.tls_cert, &client.tls_key)
+        && let Err(error) = TlsAcceptor::new(cert, key)
+    {
+        g.problems.push(format!("client: TLS: {error}"));
+    }
+    if client.tls_cert.is_some() && matches!(listen, Listen::Unix(_)) {
+        g.problems
+            .push("client.tls_cert: a unix socket is not encrypted; listen on host:port, or remove it".into());
+    }
+    if client.auth == ClientAuth::Users && client.users.is_empty() && already == g.problems.len() {
+        g.problems.push(
+            "client.users: required with client.auth = users: a table of names and passwords ([client.users])".into(),
+        );
+    }
+    if client
+        .users
+        .iter()
+        .any(|(name, secret)| name.is_empty() || secret.expose().is_empty())
+    {
+        g.problems
+            .push("client.users: a name or a password is empty, which anybody could guess".into());
+    }
+    if let (ClientAuth::None, Listen::Tcp(address)) = (client.auth, listen)
+        && !parse::is_loopback(address)
+    {
+        g.warnings.push(format!(
+            "client.auth = none on {address}, which is not loopback: whoever reaches it can read and write everything"
+        ));
     }
     if !client.users.is_empty() && client.auth != ClientAuth::Users {
         g.problems

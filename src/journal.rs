@@ -154,11 +154,11 @@ impl Journal {
     /// Replaces all segments closed so far by one that names `pending` keys alone.
     ///
     /// `pending` must be read after this is called (it is a function for that reason), so that it holds every key that
-    /// a closed segment names and that is not delivered.
+    /// a closed segment names and that is not delivered, and the wipe that is not dealt with.
     ///
     /// # Errors
     /// The new segment cannot be written; the old ones are kept then.
-    pub fn compact(&self, pending: impl FnOnce() -> Vec<(Bytes, u64)>) -> Result<(), JournalError> {
+    pub fn compact(&self, pending: impl FnOnce() -> (Vec<(Bytes, u64)>, Option<u64>)) -> Result<(), JournalError> {
         let old: Vec<PathBuf> = self
             .closed
             .lock()
@@ -168,7 +168,12 @@ impl Journal {
             .collect();
         let mut bytes = Vec::new();
         let mut last_seq = 0;
-        for (key, seq) in pending() {
+        let (keys, wipe) = pending();
+        if let Some(seq) = wipe {
+            record::encode(seq, b"", &RecordedEffect::Wipe, &mut bytes);
+            last_seq = seq;
+        }
+        for (key, seq) in keys {
             record::encode(seq, &key, &RecordedEffect::Unknown, &mut bytes);
             last_seq = last_seq.max(seq);
         }

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use sessionferry::app;
 use sessionferry::check::Level;
-use sessionferry::cli::{self, CheckArgs, Cli, Command, Exit, Settings};
+use sessionferry::cli::{self, CheckArgs, Cli, Command, Exit, Remote, RestoreArgs, Settings};
 use sessionferry::config::{Config, Log, LogFormat};
 use tracing_subscriber::EnvFilter;
 
@@ -15,7 +15,10 @@ fn main() -> ExitCode {
     let exit = match Cli::parse().command {
         Command::Run(args) => with_config(&args.settings, |config| app::run(&config)),
         Command::Check(args) => with_config(&args.settings, |config| check(&config, &args)),
-        Command::Remote(command) => cli::remote(&command),
+        Command::Remote(command) => match &command {
+            Remote::Restore(args) if args.to.is_some() => restore(args),
+            _ => cli::remote(&command),
+        },
         Command::Completions { shell } => cli::completions(shell),
         Command::Man => cli::man(),
     };
@@ -32,6 +35,14 @@ fn check(config: &Config, args: &CheckArgs) -> Result<(), String> {
     } else {
         Ok(())
     }
+}
+
+/// Without a proxy: from the rows into the Redis that is named.
+fn restore(args: &RestoreArgs) -> Exit {
+    let settings = args.without_proxy().unwrap_or_default();
+    with_config(&settings, |config| {
+        app::restore(&config).map(|restored| cli::print_restored(restored, args.long.json))
+    })
 }
 
 fn with_config(settings: &Settings, work: impl FnOnce(Config) -> Result<(), String>) -> Exit {

@@ -10,21 +10,24 @@ pub mod census;
 pub mod control;
 pub mod cutover;
 pub mod plan;
+pub mod promote;
+pub mod restart;
+pub mod restore;
 pub mod state;
 pub mod verify;
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
-use crate::journal::Journal;
+use crate::journal::{self, Journal};
 use crate::proxy::Proxy;
 use crate::status::{Operation, OperationKind, OperationOptions, OperationState, Phase, Status};
-use crate::tee::Tee;
-use crate::tee::delivery::{Counters, Rows, Stores};
+use crate::tee::delivery::{Counters, Stores};
+use crate::tee::{Rescue, Restore, Rows, Tee};
 use state::{DataDir, State};
 
 /// Finished operations that are still answered for.
@@ -56,6 +59,8 @@ pub struct Parts {
     pub proxy: Arc<Proxy>,
     pub journal: Arc<Journal>,
     pub counters: Arc<Counters>,
+    pub rescue: Arc<Rescue>,
+    pub restore: Arc<Restore>,
     /// `None` where no database is configured.
     pub rows: Option<Arc<Rows>>,
     /// The rows are Django's own (`database.mode = verify`): compared, never written.
@@ -76,6 +81,12 @@ pub struct Controller {
     census: census::Census,
     /// The last hold, µs.
     hold_us: AtomicU64,
+    /// The other Redis was restarted and does not have every session yet.
+    filling: AtomicBool,
+    /// It was found to lack most of them.
+    emptied: AtomicBool,
+    /// Where changes that did not come through the proxy are recorded until they are delivered.
+    journal: Mutex<journal::Writer>,
     me: std::sync::Weak<Controller>,
 }
 
@@ -95,6 +106,8 @@ enum End {
 
 impl Controller {
     pub fn new(parts: Parts, state: State) -> Arc<Controller> {
+        // Its segments are named after a worker that there is not.
+        let journal = journal::Writer::new(parts.journal.clone(), usize::from(u16::MAX));
         Arc::new_cyclic(|me| Controller {
             parts,
             state: Mutex::new(state),
@@ -102,12 +115,24 @@ impl Controller {
             started: Instant::now(),
             census: census::Census::default(),
             hold_us: AtomicU64::new(0),
+            filling: AtomicBool::new(false),
+            emptied: AtomicBool::new(false),
+            journal: Mutex::new(journal),
             me: me.clone(),
         })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("no panic while locked")
+    }
+
+    fn journal_end(&self) -> MutexGuard<'_, journal::Writer> {
+        self.journal.lock().expect("no panic while locked")
+    }
+
+    /// Nothing is recorded any more.
+    pub fn finish_journal(&self) {
+        self.journal_end().finish();
     }
 
     fn operations(&self) -> MutexGuard<'_, Operations> {
@@ -173,7 +198,7 @@ impl Controller {
                 OperationKind::Verify => me.run_verify(&stop).await,
                 OperationKind::Cutover | OperationKind::Rollback => me.run_switch(kind, options).await,
                 OperationKind::Finish => me.run_finish().await,
-                OperationKind::Restore => End::Failed("not in this version".into(), serde_json::Value::Null),
+                OperationKind::Restore => me.run_restore(&stop).await,
             };
             me.finish_operation(end);
         });
@@ -185,7 +210,9 @@ impl Controller {
         let phase = self.state().phase;
         let refuse = |text: &str| Err(Refused(text.to_owned()));
         match (kind, phase) {
-            (OperationKind::Restore, _) => refuse("restore is not in this version"),
+            (OperationKind::Restore, Phase::Finished) if !self.parts.tee.database.is_enabled() => {
+                refuse("there is no other store: the source is detached and no database is written")
+            }
             (OperationKind::Backfill | OperationKind::Verify, Phase::Finished) => {
                 refuse("the move is finished: the source is detached")
             }
@@ -252,7 +279,10 @@ impl Controller {
             // A switch is over in moments, or undoes itself.
             Some((operation, stop))
                 if operation.operation == id
-                    && matches!(operation.kind, OperationKind::Backfill | OperationKind::Verify) =>
+                    && matches!(
+                        operation.kind,
+                        OperationKind::Backfill | OperationKind::Verify | OperationKind::Restore
+                    ) =>
             {
                 stop.cancel();
                 true
@@ -267,16 +297,21 @@ impl Controller {
         End::Done(serde_json::json!({"phase": "finished"}))
     }
 
-    /// Looks after the journal: what every store has needs no record.
-    pub fn tend_journal(&self) {
+    /// What has to be looked after now and then: what every store has needs no record in the journal.
+    pub fn tend(&self) {
         let (journal, tee) = (&self.parts.journal, &self.parts.tee);
         tee.age();
+        let counters = &self.parts.counters;
+        let unstorable = !counters.unstorable.is_empty()
+            || counters.rejected.load(Relaxed) > 0
+            || self.state().verify.unstorable > 0;
+        self.parts.rescue.set_complete(self.other_is_complete(), unstorable);
         if !journal.has_closed() {
             return;
         }
         journal.retire(tee.low_watermark());
         if journal.wants_compaction()
-            && let Err(error) = journal.compact(|| tee.unfinished())
+            && let Err(error) = journal.compact(|| (tee.unfinished(), tee.pending_wipe()))
         {
             tracing::error!(%error, "the journal cannot be compacted");
         }

@@ -1,8 +1,9 @@
-//! Sockets: endpoints, connecting, back-off.
+//! Sockets: endpoints, connecting, TLS, back-off.
 
 pub mod backoff;
 pub mod endpoint;
 pub mod stream;
+pub mod tls;
 
 pub use backoff::Backoff;
 pub use endpoint::{Address, Endpoint};

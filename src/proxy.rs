@@ -7,60 +7,104 @@
 //! Invariants: a reply goes to the client whose command it answers, in order, or the connection is closed. No byte of
 //! a command or a reply is changed, but for the few that the proxy answers itself. No sink can delay a reply.
 
+pub mod access;
+mod balance;
 mod client;
 mod dispatch;
 mod downstream;
+mod gate;
+mod handover;
 pub mod identity;
 mod listener;
+mod pause;
 mod pin;
+mod rights;
 mod scripts;
 pub mod stats;
 mod upstream;
 mod worker;
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout_at;
 
 use crate::journal::Journal;
+use crate::net::tls::TlsAcceptor;
 use crate::status::Authority;
-use crate::tee::Tee;
-use identity::Servers;
+use crate::tee::{Rescue, Restore, Shield, SinkName, Tee};
+pub use access::Access;
+use balance::Load;
+use identity::{Identity, Servers};
 pub use listener::{Listen, Listener};
+pub use pause::Pause;
+pub use rights::Rights;
 pub use scripts::Scripts;
 pub use stats::WorkerStats;
-use worker::{Order, Worker};
+use worker::{Order, Peer, Worker};
 
 /// What all workers share.
 #[derive(Debug)]
 pub struct Shared {
     pub tee: Arc<Tee>,
+    /// Where sessions are read while the authority is away.
+    pub rescue: Option<Arc<Rescue>>,
     pub journal: Arc<Journal>,
     pub servers: Servers,
     /// The database number that holds the sessions.
     pub sessions_db: u32,
     /// Session writes are recorded before they are sent (`ack` is not `source`).
     pub journaled: bool,
+    /// The stores that must have a session write before its reply leaves.
+    pub acks: Vec<SinkName>,
     pub workers: usize,
     pub max_clients: usize,
-    /// FLUSHDB, FLUSHALL and SWAPDB are refused (`on_flush = refuse`).
-    pub refuses_flush: bool,
+    /// Puts back what a restarted authority has lost.
+    pub restore: Option<Arc<Restore>>,
+    pub on_flush: OnFlush,
     /// Scripts that clients loaded, for the other server at a cutover.
     pub scripts: Scripts,
-    /// The source answers nobody who has not authenticated; neither does the proxy, then.
-    pub asks_password: AtomicBool,
+    /// Whether a client has the server hold commands.
+    pub pause: Pause,
+    /// Whether users have been changed, and whom the source asks for a password: so does the proxy, then.
+    pub rights: Rights,
+    /// Who may come in.
+    pub access: Access,
+    /// TLS to clients that come over TCP.
+    pub tls: Option<TlsAcceptor>,
+}
+
+/// What FLUSHDB, FLUSHALL and SWAPDB do.
+#[derive(Debug)]
+pub enum OnFlush {
+    /// What Redis does; the other stores follow.
+    Mirror,
+    /// They spare the sessions.
+    Shield(Arc<Shield>),
+    Refuse,
+}
+
+impl Shared {
+    /// Whether the source would let this identity do what it lets the proxy do, as far as is known without asking it: it
+    /// speaks as the user of the URL. What other users may do only the server knows.
+    fn speaks_as_proxy(&self, identity: &Identity) -> bool {
+        let credentials = identity.credentials.as_deref();
+        let users_own = self.servers.by_url || self.servers.are_the_sources(credentials);
+        // Without a password it depends on when the client came.
+        let let_in = credentials.is_some() || self.rights.are_known(identity.rights);
+        users_own && let_in
+    }
 }
 
 /// The running workers.
 #[derive(Debug)]
 pub struct Proxy {
-    orders: Vec<mpsc::UnboundedSender<Order>>,
-    stats: Vec<Arc<WorkerStats>>,
+    workers: Vec<Peer>,
     threads: std::sync::Mutex<Vec<std::thread::JoinHandle<()>>>,
     max_clients: usize,
+    /// Nothing can be said to a client before its handshake.
+    secure: bool,
 }
 
 /// Why commands could not be held.
@@ -80,11 +124,17 @@ impl Proxy {
     /// # Errors
     /// A thread or its runtime cannot be started.
     pub fn start(shared: Arc<Shared>, authority: Authority) -> std::io::Result<Proxy> {
-        let (mut orders, mut stats, mut threads) = (Vec::new(), Vec::new(), Vec::new());
-        for index in 0..shared.workers {
-            let (sender, receiver) = mpsc::unbounded_channel();
-            let worker_stats = Arc::new(WorkerStats::default());
-            let (shared, its_stats) = (shared.clone(), worker_stats.clone());
+        let (orders, receivers): (Vec<_>, Vec<_>) = (0..shared.workers).map(|_| mpsc::unbounded_channel()).unzip();
+        let workers: Vec<Peer> = orders
+            .into_iter()
+            .map(|orders| Peer {
+                orders,
+                stats: Arc::default(),
+            })
+            .collect();
+        let mut threads = Vec::new();
+        for (index, receiver) in receivers.into_iter().enumerate() {
+            let (shared, peers) = (shared.clone(), workers.clone());
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .event_interval(31)
@@ -93,22 +143,20 @@ impl Proxy {
                 .name(format!("worker-{index}"))
                 .spawn(move || {
                     let local = tokio::task::LocalSet::new();
-                    local.block_on(&runtime, Worker::run(shared, its_stats, index, authority, receiver));
+                    local.block_on(&runtime, Worker::run(shared, index, authority, peers, receiver));
                 })?;
-            orders.push(sender);
-            stats.push(worker_stats);
             threads.push(thread);
         }
         Ok(Proxy {
-            orders,
-            stats,
+            workers,
             threads: std::sync::Mutex::new(threads),
             max_clients: shared.max_clients,
+            secure: shared.tls.is_some(),
         })
     }
 
-    pub fn stats(&self) -> &[Arc<WorkerStats>] {
-        &self.stats
+    pub fn stats(&self) -> impl Iterator<Item = &Arc<WorkerStats>> {
+        self.workers.iter().map(|worker| &worker.stats)
     }
 
     /// Has every worker connect to `authority`, so that a switch finds the connections standing.
@@ -117,7 +165,7 @@ impl Proxy {
     /// The server cannot be reached.
     pub async fn prepare(&self, authority: Authority) -> Result<(), HoldError> {
         let mut waits = Vec::new();
-        for orders in &self.orders {
+        for Peer { orders, .. } in &self.workers {
             let (done, wait) = oneshot::channel();
             orders
                 .send(Order::Prepare { authority, done })
@@ -133,14 +181,17 @@ impl Proxy {
     }
 
     /// Starts no new command, and waits until every reply is there. Whatever comes of it, [`Proxy::release`] must follow.
+    /// With `gives_up` the authority will not reply any more: what waits for it goes where the release says.
     ///
     /// # Errors
     /// Not all replies were there by `deadline`.
-    pub async fn hold(&self, deadline: Instant) -> Result<(), HoldError> {
+    pub async fn hold(&self, deadline: Instant, gives_up: bool) -> Result<(), HoldError> {
         let mut waits = Vec::new();
-        for orders in &self.orders {
+        for Peer { orders, .. } in &self.workers {
             let (done, wait) = oneshot::channel();
-            orders.send(Order::Hold { done }).map_err(|_| HoldError::WorkerGone)?;
+            orders
+                .send(Order::Hold { gives_up, done })
+                .map_err(|_| HoldError::WorkerGone)?;
             waits.push(wait);
         }
         for wait in waits {
@@ -155,7 +206,7 @@ impl Proxy {
     /// Goes on with `authority`; answers once every worker does.
     pub async fn release(&self, authority: Authority) {
         let mut waits = Vec::new();
-        for orders in &self.orders {
+        for Peer { orders, .. } in &self.workers {
             let (done, wait) = oneshot::channel();
             if orders.send(Order::Release { authority, done }).is_ok() {
                 waits.push(wait);
@@ -166,16 +217,33 @@ impl Proxy {
         }
     }
 
+    fn loads(&self) -> Vec<Load> {
+        self.stats().map(|stats| stats.load()).collect()
+    }
+
+    /// Moves clients between the workers as the load asks for, until dropped.
+    pub async fn balance(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(balance::LOOK_EVERY).await;
+            if let Some(shift) = balance::shift(&self.loads()) {
+                tracing::debug!(?shift, "clients change their worker");
+                let _ = self.workers[shift.from].orders.send(Order::Shed {
+                    to: shift.to,
+                    share: shift.share,
+                });
+            }
+        }
+    }
+
     pub fn connected(&self) -> u64 {
-        self.stats
-            .iter()
+        self.stats()
             .map(|stats| stats.clients.load(std::sync::atomic::Ordering::Relaxed))
             .sum()
     }
 
     /// Closes clients as they become idle; answers when all are gone or `grace` is over.
     pub async fn drain(&self, grace: Duration) {
-        for orders in &self.orders {
+        for Peer { orders, .. } in &self.workers {
             let _ = orders.send(Order::Drain);
         }
         let end = Instant::now() + grace;
@@ -186,7 +254,7 @@ impl Proxy {
 
     /// Ends the workers, and with them the segments of the journal that they write.
     pub fn stop(&self) {
-        for orders in &self.orders {
+        for Peer { orders, .. } in &self.workers {
             let _ = orders.send(Order::Stop);
         }
         for thread in self.threads.lock().expect("no panic while locked").drain(..) {

@@ -20,8 +20,8 @@ pub enum ProtocolError {
     InvalidCount,
     #[error("Protocol error: too big bulk count string")]
     BulkCountTooBig,
-    #[error("Protocol error: expected '$', got '{0}'")]
-    ExpectedBulk(char),
+    #[error("Protocol error: expected '$', got '{}'", char::from(*.0))]
+    ExpectedBulk(u8),
     #[error("Protocol error: invalid bulk length")]
     InvalidBulkLength,
     #[error("Protocol error: unauthenticated multibulk length")]
@@ -37,6 +37,19 @@ pub enum ProtocolError {
     InvalidReply(u8),
     #[error("the reply has an invalid length")]
     InvalidReplyLength,
+}
+
+impl ProtocolError {
+    /// The message as Redis sends it: the byte that was found stands there as it is, unless it would end the line.
+    pub fn message(&self) -> Vec<u8> {
+        match self {
+            ProtocolError::ExpectedBulk(byte) => {
+                let shown = if matches!(byte, b'\r' | b'\n') { b' ' } else { *byte };
+                [b"Protocol error: expected '$', got '", &[shown][..], b"'"].concat()
+            }
+            other => other.to_string().into_bytes(),
+        }
+    }
 }
 
 /// A decimal integer as Redis's `string2ll` takes it: no sign but `-`, no leading zeros, no spaces.

@@ -16,4 +16,4 @@ mod schema;
 mod sqlite;
 
 pub use self::database::{Database, DatabaseError, DatabaseErrorKind, DatabaseOptions, Row, TableReport};
-pub use self::redis::{RedisStore, RedisWrite, ServerFacts, StoreError, StoreErrorKind, Stored};
+pub use self::redis::{NewKey, RedisStore, RedisWrite, ServerFacts, StoreError, StoreErrorKind, Stored};

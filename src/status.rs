@@ -143,6 +143,9 @@ pub struct Sessions {
     pub bypassing_writes: u64,
     pub bypass_watch: String,
     pub rescued_reads: u64,
+    /// Sessions that the authority had lost and that were put back into it.
+    #[serde(default)]
+    pub restored: u64,
     pub resurrected: u64,
 }
 
@@ -309,6 +312,31 @@ pub struct Plan {
     pub hold_seconds: Option<f64>,
     /// Why it was undone; the authority is the same as before then.
     pub undone: Option<String>,
+    /// Sessions of which a lost authority may have known something newer, and the first of their digests.
+    pub doubtful: u64,
+    pub doubtful_sessions: Vec<String>,
+}
+
+/// The `result` of a restore: what became of the sessions that another store has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Restored {
+    /// The authority has them.
+    pub present: u64,
+    pub restored: u64,
+    /// They were deleted meanwhile, or have ended.
+    pub absent: u64,
+    /// A client is changing them, or no value can be made of their row.
+    pub skipped: u64,
+}
+
+impl std::ops::AddAssign for Restored {
+    fn add_assign(&mut self, other: Restored) {
+        self.present += other.present;
+        self.restored += other.restored;
+        self.absent += other.absent;
+        self.skipped += other.skipped;
+    }
 }
 
 /// One question that was asked before a switch.

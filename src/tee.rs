@@ -10,18 +10,30 @@
 //! or undo a logout: per sink and key there is one delivery at a time, and it delivers what the authority says now.
 
 pub mod delivery;
-mod own;
+mod linger;
 pub mod pending;
+pub mod rescue;
+pub mod restore;
+mod rows;
+#[cfg(feature = "sabotage")]
+mod sabotage;
+pub mod shield;
+pub mod tombstones;
+pub mod trust;
+mod writes;
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use bytes::Bytes;
-use dashmap::DashMap;
-use rustc_hash::FxBuildHasher;
 
 use crate::session::{Effect, KeyPatterns};
-pub use pending::{Origin, Pending};
+pub use pending::{Ack, Origin, Pending};
+pub use rescue::Rescue;
+pub use restore::Restore;
+pub use rows::Rows;
+pub use shield::Shield;
+use writes::Writes;
 
 /// Which of the stores that are not the authority.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,23 +53,12 @@ impl SinkName {
     }
 }
 
-/// Writes to one key between their sending and their reply.
-#[derive(Debug)]
-struct InFlight {
-    writes: u32,
-    /// The upstream connection of the first of them.
-    upstream: u64,
-    /// Some travelled on different connections, so that their order is not known.
-    overlapped: bool,
-    first_seq: u64,
-}
-
 /// Takes session writes and keeps them for the sinks.
 #[derive(Debug)]
 pub struct Tee {
     pub patterns: KeyPatterns,
     seq: AtomicU64,
-    in_flight: DashMap<Bytes, InFlight, FxBuildHasher>,
+    writes: Writes,
     pub redis: Pending,
     pub database: Pending,
     pub session_writes: AtomicU64,
@@ -65,8 +66,9 @@ pub struct Tee {
     wipe: Mutex<Option<u64>>,
     pub wiped: tokio::sync::Notify,
     digest_key: [u8; 16],
-    own: own::OwnWrites,
     bypassing: AtomicU64,
+    #[cfg(feature = "sabotage")]
+    sabotage: sabotage::Sabotage,
 }
 
 impl Tee {
@@ -75,15 +77,16 @@ impl Tee {
         Tee {
             patterns,
             seq: AtomicU64::new(first_seq),
-            in_flight: DashMap::default(),
+            writes: Writes::default(),
             redis: Pending::new(SinkName::Redis, true),
             database: Pending::new(SinkName::Database, database),
             session_writes: AtomicU64::new(0),
             wipe: Mutex::new(None),
             wiped: tokio::sync::Notify::new(),
             digest_key,
-            own: own::OwnWrites::default(),
             bypassing: AtomicU64::new(0),
+            #[cfg(feature = "sabotage")]
+            sabotage: sabotage::Sabotage::default(),
         }
     }
 
@@ -91,43 +94,31 @@ impl Tee {
         [&self.redis, &self.database]
     }
 
+    pub fn sink(&self, name: SinkName) -> &Pending {
+        match name {
+            SinkName::Redis => &self.redis,
+            SinkName::Database => &self.database,
+        }
+    }
+
     /// A write to `key` is about to be sent on `upstream`. Answers its sequence number, for the journal.
     pub fn begin(&self, upstream: u64, key: &Bytes) -> u64 {
-        let mut entry = self.in_flight.entry(key.clone()).or_insert_with(|| InFlight {
-            writes: 0,
-            upstream,
-            overlapped: false,
-            first_seq: u64::MAX,
-        });
-        // Taken while the entry is locked: whoever scans `in_flight` sees every number below the counter.
-        let seq = self.seq.fetch_add(1, Relaxed);
-        entry.first_seq = entry.first_seq.min(seq);
-        entry.overlapped |= entry.writes > 0 && entry.upstream != upstream;
-        entry.writes += 1;
-        self.own.sent(key);
-        seq
+        self.writes.begin(upstream, key, || self.seq.fetch_add(1, Relaxed))
     }
 
     /// The write's reply is there and says that `effect` happened (`None`: nothing did).
     pub fn settle(&self, key: &Bytes, effect: Option<Effect>) {
-        let Some((overlapped, seq)) = self.in_flight.get(key).map(|entry| (entry.overlapped, entry.first_seq)) else {
-            debug_assert!(false, "a write settles once for each begin");
-            return;
-        };
-        if effect.is_none() {
-            self.own.told(key);
-        }
-        if let Some(effect) = effect {
+        self.writes.settle(key, effect.is_some(), |overlapped, seq| {
             self.session_writes.fetch_add(1, Relaxed);
-            let effect = if overlapped { Effect::Unknown } else { effect };
-            for sink in self.sinks() {
-                sink.push(key, seq, effect.clone());
+            let effect = effect.filter(|_| !overlapped).unwrap_or(Effect::Unknown);
+            #[cfg(feature = "sabotage")]
+            let effects = self.sabotage.tamper(key, effect);
+            #[cfg(not(feature = "sabotage"))]
+            let effects = [effect];
+            for effect in effects {
+                self.redis.push(key, seq, effect.clone());
+                self.database.push(key, seq, effect);
             }
-        }
-        // Only after the sinks have it, so that no scan for the oldest unfinished write can miss it in between.
-        self.in_flight.remove_if_mut(key, |_, entry| {
-            entry.writes -= 1;
-            entry.writes == 0
         });
     }
 
@@ -138,11 +129,35 @@ impl Tee {
 
     /// Marks a key dirty on every sink that has nothing pending for it. Answers how many sinks took it.
     pub fn mark(&self, key: &Bytes, origin: Origin) -> usize {
+        if origin == Origin::Repair {
+            // What is in flight may have been executed before the change that is looked after.
+            self.writes.doubt(key);
+        }
         let seq = self.seq.load(Relaxed);
+        self.mark_since(key, origin, seq)
+    }
+
+    /// The same for a record of the journal that must be kept until the key is delivered.
+    fn mark_since(&self, key: &Bytes, origin: Origin, seq: u64) -> usize {
         self.sinks()
             .into_iter()
             .filter(|sink| sink.mark(key, seq, origin))
             .count()
+    }
+
+    /// Marks a key that something else changed, for good: `record` gets the sequence number for the journal first.
+    pub fn mark_recorded(&self, key: &Bytes, record: impl FnOnce(u64)) {
+        self.writes.doubt(key);
+        let seq = self.seq.fetch_add(1, Relaxed);
+        record(seq);
+        self.mark_since(key, Origin::Repair, seq);
+    }
+
+    /// Marks a key that the pending wipe may have touched: its record stays until the key is delivered.
+    pub fn mark_wiped(&self, key: &Bytes) {
+        self.writes.doubt(key);
+        let seq = self.pending_wipe().unwrap_or_else(|| self.head());
+        self.mark_since(key, Origin::Repair, seq);
     }
 
     /// Takes over what an earlier run left in the journal.
@@ -166,8 +181,13 @@ impl Tee {
         self.wiped.notify_one();
     }
 
-    /// The wipe's reply is there (or lost): the sinks must be compared with the authority.
+    /// The wipe's reply is there (or lost): the sinks must be compared with the authority. What is pending, or in flight,
+    /// may have been executed before it.
     pub fn settle_wipe(&self) {
+        self.writes.doubt_all();
+        for sink in self.sinks() {
+            sink.doubt_all();
+        }
         self.wiped.notify_one();
     }
 
@@ -195,13 +215,7 @@ impl Tee {
         // The order matters: a write moves from in flight to pending, never back.
         let mut low = self.head();
         low = low.min(self.pending_wipe().unwrap_or(u64::MAX));
-        low = self
-            .in_flight
-            .iter()
-            .map(|entry| entry.first_seq)
-            .min()
-            .unwrap_or(u64::MAX)
-            .min(low);
+        low = low.min(self.writes.first_seq().unwrap_or(u64::MAX));
         for sink in self.sinks() {
             low = low.min(sink.first_seq().unwrap_or(u64::MAX));
         }
@@ -210,39 +224,45 @@ impl Tee {
 
     /// Every key that some sink still lacks, with the oldest sequence number: what a compaction of the journal keeps.
     pub fn unfinished(&self) -> Vec<(Bytes, u64)> {
-        let mut keys: Vec<(Bytes, u64)> = self
-            .in_flight
-            .iter()
-            .map(|entry| (entry.key().clone(), entry.first_seq))
-            .collect();
+        let mut keys = self.writes.collect();
         for sink in self.sinks() {
             sink.collect(&mut keys);
         }
         keys
     }
 
+    /// Whether a client's write to `key` is sent and not answered.
+    pub fn is_in_flight(&self, key: &Bytes) -> bool {
+        self.writes.contains(key)
+    }
+
     /// Whether a write to `key` is in flight or on its way to some sink.
     pub fn is_unfinished(&self, key: &Bytes) -> bool {
-        self.in_flight.contains_key(key) || self.sinks().iter().any(|sink| sink.contains(key))
+        self.writes.contains(key) || self.sinks().iter().any(|sink| sink.contains(key))
     }
 
     /// Says whether the authority tells of all writes. Answers whether it did before.
     pub fn set_watched(&self, watched: bool) -> bool {
-        self.own.set_watched(watched)
+        self.writes.set_watched(watched)
     }
 
     pub fn is_watched(&self) -> bool {
-        self.own.is_watched()
+        self.writes.is_watched()
+    }
+
+    /// The proxy itself is about to change `key` at the authority, and will be told of it.
+    pub fn expect_told(&self, key: &Bytes) {
+        self.writes.expect_told(key);
     }
 
     /// The authority told of a change of `key`. Answers whether it was a write that came through here.
-    pub fn told(&self, key: &Bytes) -> bool {
-        self.own.told(key)
+    pub fn told(&self, key: &[u8]) -> bool {
+        self.writes.told(key)
     }
 
-    /// Forgets old own writes; called now and then.
+    /// Forgets old writes; called now and then.
     pub fn age(&self) {
-        for key in self.own.age() {
+        for key in self.writes.age() {
             self.mark(&key, Origin::Repair);
         }
     }
@@ -258,7 +278,7 @@ impl Tee {
 
     /// Whether every write that was settled has reached every sink, and none is in flight.
     pub fn is_drained(&self) -> bool {
-        self.in_flight.is_empty() && self.pending_wipe().is_none() && self.sinks().iter().all(|sink| sink.is_empty())
+        self.writes.is_idle() && self.pending_wipe().is_none() && self.sinks().iter().all(|sink| sink.is_empty())
     }
 
     /// A short keyed digest of a session key: what logs and the page show instead of the credential.

@@ -128,22 +128,12 @@ fn endpoints_that_do_not_answer_are_named() {
     let alive = RedisServer::start(&[]);
     server.stop();
     for (source, target, name) in [(&server, &alive, "source"), (&alive, &server, "target")] {
-        let options = ProxyOptions {
-            source: source.url(),
-            target: target.url(),
-            database: "none".to_owned(),
-            ..ProxyOptions::default()
-        };
+        let options = ProxyOptions::between(source, target);
         let (code, said) = check(options);
         assert_eq!(code, 1, "{said}");
         assert!(said.contains(name), "{said}");
     }
-    let options = ProxyOptions {
-        source: alive.url(),
-        target: alive.url(),
-        database: "none".to_owned(),
-        ..ProxyOptions::default()
-    };
+    let options = ProxyOptions::between(&alive, &alive);
     let (code, said) = check(options);
     assert_eq!(code, 2, "source and target are the same server: {said}");
 }

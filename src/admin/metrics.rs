@@ -145,7 +145,12 @@ pub fn render(status: &Status, more: &str) -> Result<String, fmt::Error> {
         "rescued_reads",
         "Reads answered from another store than the authority",
         // The status holds the sum alone.
-        [(label("from", "any"), sessions.rescued_reads)],
+        [(label("from", "redis"), sessions.rescued_reads)],
+    );
+    sheet.counter(
+        "restored",
+        "Sessions that the authority had lost and that were put back into it",
+        sessions.restored,
     );
     sheet.counter(
         "bypassing_writes",

@@ -132,9 +132,10 @@ fn write(to: &mut String, s: &Status, admin: &str) -> std::fmt::Result {
     };
     writeln!(
         to,
-        "              {} bypassing writes ({watch}), {} rescued reads, {} resurrected",
+        "              {} bypassing writes ({watch}), {} rescued reads, {} put back, {} resurrected",
         n(x.bypassing_writes),
         n(x.rescued_reads),
+        n(x.restored),
         n(x.resurrected)
     )?;
     let b = &s.backfill;

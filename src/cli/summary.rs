@@ -3,7 +3,7 @@
 use indicatif::HumanCount;
 use serde::de::DeserializeOwned;
 
-use crate::status::{Backfill, Operation, OperationKind, OperationState, Plan, Verify, VerifyState};
+use crate::status::{Backfill, Operation, OperationKind, OperationState, Plan, Restored, Verify, VerifyState};
 
 /// What is said at the end.
 #[derive(Debug)]
@@ -28,6 +28,7 @@ pub(super) fn of(operation: &Operation) -> Summary {
                 .into(),
             failure: None,
         },
+        OperationKind::Restore if operation.state != OperationState::Failed => result(operation, restore),
         OperationKind::Restore | OperationKind::Finish => Summary {
             text: operation.message.clone(),
             failure: None,
@@ -155,6 +156,26 @@ fn advice(verify: &Verify) -> Vec<&'static str> {
     advice
 }
 
+fn restore(result: &Restored) -> Summary {
+    Summary {
+        text: restored(result),
+        failure: None,
+    }
+}
+
+pub(super) fn restored(restored: &Restored) -> String {
+    let skipped = match restored.skipped {
+        0 => String::new(),
+        skipped => {
+            format!("; {skipped} skipped: they were being changed, or their row cannot be read (the log names them)")
+        }
+    };
+    format!(
+        "restore: {} session(s) put back; {} were there, {} are logged out or have ended{skipped}",
+        restored.restored, restored.present, restored.absent
+    )
+}
+
 fn switch(kind: OperationKind, plan: &Plan) -> Summary {
     let mut text = String::new();
     for check in &plan.checks {
@@ -195,6 +216,13 @@ fn switch(kind: OperationKind, plan: &Plan) -> Summary {
                     .into(),
             ),
         };
+        if plan.doubtful > 0 {
+            text.push_str(&format!(
+                "{} session(s) whose last change only the lost Redis knew; they are as the other one had them:\n  {}\n",
+                plan.doubtful,
+                plan.doubtful_sessions.join(" ")
+            ));
+        }
         text.push_str(&format!("{name}: {done}"));
         if let Some(held) = held.filter(|_| !plan.dry_run) {
             text.push_str(&format!("; {held}"));

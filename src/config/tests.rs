@@ -210,9 +210,24 @@ fn each_bad_value_is_refused_with_its_name_and_origin() {
         ("client.max = -1", &["whole number"]),
         (
             "client.tls_cert = \"a.pem\"\nclient.tls_key = \"a.key\"",
-            &["client.tls_cert", "not implemented"],
+            &["client: TLS: cannot read tls_cert a.pem"],
         ),
+        ("client.tls_cert = \"a.pem\"", &["give both or neither"]),
         ("client.users = { ann = \"s3cr3t\" }", &["client.auth = users"]),
+        ("client.auth = \"users\"", &["client.users: required"]),
+        (
+            "client.auth = \"users\"\nclient.users = { ann = \"\" }",
+            &["client.users", "empty"],
+        ),
+        (
+            "source.ca_file = \"ca.pem\"",
+            &["source.ca_file: only used with rediss://"],
+        ),
+        ("target.insecure = true", &["target.insecure: only used with rediss://"]),
+        (
+            "source.connect_timeout = \"31s\"",
+            &["source.connect_timeout", "50ms to 30s"],
+        ),
         ("django.session_key_patterns = []", &["empty"]),
         ("django.session_key_patterns = [\"x\"]", &["{session_key} once"]),
         ("django.time_zone = \"Mars\"", &["Europe/Berlin"]),
@@ -232,30 +247,83 @@ fn each_bad_value_is_refused_with_its_name_and_origin() {
 #[test]
 fn what_is_not_implemented_is_said() {
     for (extra, setting) in [
-        ("source.ca_file = \"ca.pem\"", "source: TLS"),
         ("target.sentinel = [\"a:26379\"]", "target.sentinel"),
         ("target.cluster = true", "target.cluster"),
-        ("client.auth = \"none\"", "client.auth"),
         ("[[site]]\ndjango.key_prefix = \"a\"", "[[site]]"),
-        ("tee.ack = \"target\"", "tee.ack"),
-        ("tee.ack = \"all\"", "tee.ack"),
         ("tee.mirror = \"all\"", "tee.mirror"),
-        ("tee.on_flush = \"shield\"", "tee.on_flush"),
-        ("cutover.on_source_loss = \"promote\"", "cutover.on_source_loss"),
         ("django.value_serializer = \"msgpack\"", "django.value_serializer"),
         ("django.value_compressor = \"zstd\"", "django.value_compressor"),
         ("django.session_serializer = \"pickle\"", "django.session_serializer"),
     ] {
         bad(extra, &[setting, "not implemented in this version"]);
     }
+}
+
+#[test]
+fn files_for_tls_are_read_before_anything_starts() {
     let file = "source.url = \"rediss://old\"\ntarget.url = \"redis://new\"\n";
-    let Err(Invalid(problems)) = load(&format!("{file}{KEYED}"), &[], &[]) else {
-        panic!("accepted")
-    };
+    for (extra, word) in [
+        ("source.ca_file = \"nowhere.pem\"", "cannot read ca_file nowhere.pem"),
+        (
+            "source.ca_file = \"/dev/null\"",
+            "ca_file /dev/null holds no certificate",
+        ),
+        (
+            "source.insecure = true\nsource.cert_file = \"a.pem\"",
+            "cert_file and key_file: give both or neither",
+        ),
+        (
+            "source.insecure = true\nsource.server_name = \"no name\"",
+            "set server_name",
+        ),
+    ] {
+        let Err(Invalid(problems)) = load(&format!("{file}{KEYED}{extra}"), &[], &[]) else {
+            panic!("accepted: {extra}")
+        };
+        assert_eq!(problems.len(), 1, "{extra}: {problems:?}");
+        assert!(
+            problems[0].starts_with("source: TLS: ") && problems[0].contains(word),
+            "{problems:?}"
+        );
+    }
+    let c = load(&format!("{file}{KEYED}source.insecure = true"), &[], &[]).unwrap();
     assert!(
-        problems.len() == 1 && problems[0].contains("source: TLS"),
-        "{problems:?}"
+        c.warnings.len() == 1 && c.warnings[0].contains("source.insecure"),
+        "{:?}",
+        c.warnings
     );
+}
+
+#[test]
+fn a_door_that_is_open_to_the_network_is_warned_of() {
+    let open = "client.auth = \"none\"\nlisten = ";
+    for (listen, warned) in [
+        ("0.0.0.0:6380", true),
+        ("redis.internal:6380", true),
+        ("127.0.0.1:6380", false),
+        ("[::1]:6380", false),
+        ("unix:/run/ferry.sock", false),
+    ] {
+        let warnings = good(&format!("{open}\"{listen}\"")).warnings;
+        assert_eq!(warnings.len(), usize::from(warned), "{listen}: {warnings:?}");
+    }
+    assert!(good("listen = \"0.0.0.0:6380\"").warnings.is_empty());
+}
+
+#[test]
+fn users_may_be_named_by_file_and_variable() {
+    let file =
+        format!("{MINIMAL}{KEYED}client.auth = \"users\"\n[client.users]\nann = \"env:ANN\"\n\"b.c\" = \"plain\"\n");
+    let c = load(&file, &[("ANN", "s3cr3t-of-ann")], &[]).unwrap();
+    let users: Vec<(&str, &str)> = c
+        .client
+        .users
+        .iter()
+        .map(|(name, secret)| (name.as_str(), secret.expose()))
+        .collect();
+    assert_eq!(users, [("ann", "s3cr3t-of-ann"), ("b.c", "plain")]);
+    let all = format!("{:?}\n{}", c, c.effective().join("\n"));
+    assert!(!all.contains("s3cr3t-of-ann") && !all.contains("plain"), "{all}");
 }
 
 #[test]

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::{Secret, parse};
+use crate::net::Endpoint;
+use crate::net::tls::TlsOptions;
 
 macro_rules! choices {
     ($(#[$meta:meta])* $name:ident { $($(#[$variant_meta:meta])* $variant:ident = $text:literal),+ $(,)? }) => {
@@ -134,6 +136,25 @@ pub struct Store {
     pub sentinel: Vec<String>,
     pub sentinel_master: Option<String>,
     pub cluster: bool,
+}
+
+impl Store {
+    /// Where it is and how to get in.
+    ///
+    /// # Errors
+    /// The URL, or a file for TLS, cannot be used.
+    pub fn endpoint(&self) -> Result<Endpoint, String> {
+        let options = TlsOptions {
+            ca_file: self.ca_file.clone(),
+            cert_file: self.cert_file.clone(),
+            key_file: self.key_file.clone(),
+            server_name: self.server_name.clone(),
+            insecure: self.insecure,
+        };
+        let mut endpoint = Endpoint::parse(self.url.expose()).map_err(|error| error.to_string())?;
+        endpoint.connect_timeout = self.connect_timeout;
+        endpoint.secured(&options).map_err(|error| error.to_string())
+    }
 }
 
 /// The database with Django's session table.

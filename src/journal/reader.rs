@@ -127,7 +127,7 @@ mod tests {
             let mut writer = Writer::new(journal.clone(), 0);
             writer.append(seq, key, &put("x"));
         }
-        journal.compact(|| vec![(Bytes::from_static(b"b"), 2)]).unwrap();
+        journal.compact(|| (vec![(Bytes::from_static(b"b"), 2)], None)).unwrap();
         let recovered = recover(dir.path()).unwrap();
         assert_eq!(recovered.segments.len(), 1);
         assert_eq!(

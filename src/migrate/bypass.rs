@@ -8,23 +8,21 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use redis_protocol::resp3::decode::complete::decode_bytes;
-use redis_protocol::resp3::types::BytesFrame;
 use tokio::time::{sleep, timeout};
 
 use crate::clock::now_ms;
+use crate::journal::RecordedEffect;
 use crate::net::Backoff;
 use crate::net::stream::{ReadHalf, WriteHalf, connect};
-use crate::proxy::identity::{Credentials, Identity, Protocol, handshake};
-use crate::resp::ReplyScanner;
+use crate::net::tls::explain;
+use crate::proxy::identity::{Credentials, Identity, Order, Protocol, handshake};
 use crate::resp::request::encode;
+use crate::resp::{Args, ReplyScanner, RequestScanner};
 use crate::session::Deadline;
 use crate::sink::Stored;
-use crate::tee::Origin;
 
 use super::Controller;
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often the watch looks whether the authority has changed under it.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// A silent connection is asked for a sign of life after this.
@@ -33,6 +31,9 @@ const PING_EVERY: Duration = Duration::from_secs(10);
 const REFUSED_WAIT: Duration = Duration::from_secs(60);
 /// A copy that ends within this shows that the key expired rather than was deleted, ms.
 const EXPIRY_TOLERANCE_MS: i64 = 2000;
+
+/// How the server tells of changed keys; their list follows.
+const INVALIDATE: &[u8] = b">2\r\n$10\r\ninvalidate\r\n";
 
 /// Why the watch ended.
 enum End {
@@ -73,10 +74,11 @@ impl Controller {
 
     async fn watch_once(&self, backoff: &mut Backoff) -> End {
         let authority = self.parts.stores.authority();
-        let mut watch = match timeout(CONNECT_TIMEOUT, self.open_watch()).await {
+        let limit = self.parts.stores.authority_store().endpoint().connect_timeout;
+        let mut watch = match timeout(limit, self.open_watch()).await {
             Ok(Ok(watch)) => watch,
             Ok(Err(end)) => return end,
-            Err(_) => return End::Lost("no answer within 2 s".into()),
+            Err(_) => return End::Lost(format!("no answer within {limit:?}")),
         };
         backoff.reset();
         self.parts.tee.set_watched(true);
@@ -107,7 +109,9 @@ impl Controller {
 
     async fn open_watch(&self) -> Result<Watch, End> {
         let endpoint = self.parts.stores.authority_store().endpoint();
-        let (reader, writer) = connect(endpoint).await.map_err(|error| End::Lost(error.to_string()))?;
+        let (reader, writer) = connect(endpoint)
+            .await
+            .map_err(|error| End::Lost(explain(&error).unwrap_or_else(|| error.to_string())))?;
         let mut watch = Watch {
             reader,
             writer,
@@ -123,9 +127,9 @@ impl Controller {
             let identity = Identity {
                 protocol: Protocol::Resp3,
                 db: endpoint.db,
-                credentials: None,
+                ..Identity::default()
             };
-            handshake(&identity, credentials.as_ref(), &mut out)
+            handshake(&identity, credentials.as_ref(), Order::AuthenticateFirst, &mut out)
         };
         let mut words: Vec<&[u8]> = vec![b"CLIENT", b"TRACKING", b"ON", b"BCAST"];
         // Without a prefix the server tells of every key.
@@ -147,19 +151,12 @@ impl Controller {
     }
 
     async fn handle_frame(&self, frame: &Bytes) {
-        let Ok(Some((BytesFrame::Push { data, .. }, _))) = decode_bytes(frame) else {
+        let Some(list) = frame.strip_prefix(INVALIDATE) else {
             return;
         };
-        let text = |frame: &BytesFrame| match frame {
-            BytesFrame::BlobString { data, .. } => Some(data.clone()),
-            _ => None,
-        };
-        if data.first().and_then(text).as_deref() != Some(b"invalidate") {
-            return;
-        }
         let tee = &self.parts.tee;
-        let Some(BytesFrame::Array { data: keys, .. }) = data.get(1) else {
-            // No list of keys: everything is gone (FLUSHALL and its like).
+        let Some(keys) = keys(list) else {
+            // Everything is gone (FLUSHALL and its like), or nobody knows what.
             if tee.pending_wipe().is_none() {
                 tee.begin_wipe();
                 tee.settle_wipe();
@@ -167,10 +164,8 @@ impl Controller {
             return;
         };
         let strange: Vec<Bytes> = keys
-            .iter()
-            .filter_map(text)
             .filter(|key| tee.patterns.session_key(key).is_some() && !tee.told(key))
-            .map(|key| Bytes::copy_from_slice(&key))
+            .map(Bytes::copy_from_slice)
             .collect();
         if strange.is_empty() {
             return;
@@ -185,7 +180,11 @@ impl Controller {
             if !expired && !nothing_left {
                 tee.note_bypass();
             }
-            tee.mark(key, Origin::Repair);
+            let mut journal = self.journal_end();
+            tee.mark_recorded(key, |seq| {
+                journal.append(seq, key, &RecordedEffect::Unknown);
+                journal.flush();
+            });
         }
     }
 
@@ -198,6 +197,12 @@ impl Controller {
             .await;
         exist.is_ok_and(|exist| exist.first() == Some(&true))
     }
+}
+
+/// The keys in the list that follows [`INVALIDATE`], which looks like a command; `None` where there is none.
+fn keys(list: &[u8]) -> Option<Args<'_>> {
+    let listed = list.starts_with(b"*") && matches!(RequestScanner::default().scan(list), Ok(Some(_)));
+    listed.then(|| Args::new(list))
 }
 
 impl Watch {
@@ -223,6 +228,30 @@ impl Watch {
             if read == 0 {
                 return Err("closed by the server".into());
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_told_from_a_wipe() {
+        let told = |frame: &'static [u8]| {
+            let list = frame.strip_prefix(INVALIDATE).expect("an invalidation");
+            keys(list).map(|keys| keys.map(<[u8]>::to_vec).collect::<Vec<_>>())
+        };
+        assert_eq!(
+            told(b">2\r\n$10\r\ninvalidate\r\n*2\r\n$1\r\na\r\n$2\r\nbc\r\n"),
+            Some(vec![b"a".to_vec(), b"bc".to_vec()])
+        );
+        for unlisted in [
+            &b">2\r\n$10\r\ninvalidate\r\n_\r\n"[..],
+            b">2\r\n$10\r\ninvalidate\r\n*1\r\n$-1\r\n",
+            b">2\r\n$10\r\ninvalidate\r\n*2\r\n$1\r\na\r\n:1\r\n",
+        ] {
+            assert_eq!(told(unlisted), None, "{}", unlisted.escape_ascii());
         }
     }
 }

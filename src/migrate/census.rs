@@ -10,7 +10,6 @@ use crate::clock::now_ms;
 use crate::session::KeyPatterns;
 use crate::sink::{RedisStore, StoreError};
 use crate::status::Authority;
-use crate::tee::Origin;
 
 /// Keys asked for per SCAN.
 pub(super) const SCAN_COUNT: usize = 1000;
@@ -64,6 +63,11 @@ impl Controller {
         loop {
             let start = Instant::now();
             self.count().await;
+            let (source, target) = (self.census.source.load(Relaxed), self.census.target.load(Relaxed));
+            match self.parts.stores.authority() {
+                Authority::Source => self.compare_counts(source, target),
+                Authority::Target => self.compare_counts(target, source),
+            }
             tokio::time::sleep((start.elapsed() * 50).clamp(COUNT_EVERY.0, COUNT_EVERY.1)).await;
         }
     }
@@ -99,22 +103,31 @@ impl Controller {
         }
     }
 
-    /// Marks every session of every store for a look at the authority. Answers how many keys that were.
-    pub(super) async fn mark_everything(&self) -> Result<u64, String> {
-        let tee = &self.parts.tee;
-        let mut marked = 0;
+    /// Names every session key that one of the Redis servers has; one may come twice. Answers how many those were.
+    pub(super) async fn walk_redis(&self, mut name: impl FnMut(Bytes)) -> Result<u64, String> {
+        let mut named = 0;
         for authority in [Authority::Source, Authority::Target] {
-            if !tee.redis.is_enabled() && authority != self.parts.stores.authority() {
+            if !self.parts.tee.redis.is_enabled() && authority != self.parts.stores.authority() {
                 continue;
             }
             let mut scan = self.scan(self.parts.stores.of(authority));
             while let Some(keys) = scan.next().await.map_err(|error| error.to_string())? {
-                for key in &keys {
-                    tee.mark(&Bytes::copy_from_slice(key), Origin::Repair);
-                    marked += 1;
-                }
+                named += keys.len() as u64;
+                // A slice of the whole SCAN reply would keep all of it in memory.
+                keys.iter().for_each(|key| name(Bytes::copy_from_slice(key)));
             }
         }
+        Ok(named)
+    }
+
+    /// After a wipe: marks every session of every store for a look at the authority. Answers how many keys that were.
+    pub(super) async fn mark_everything(&self) -> Result<u64, String> {
+        let tee = &self.parts.tee;
+        let mut marked = self
+            .walk_redis(|key| {
+                tee.mark_wiped(&key);
+            })
+            .await?;
         if let Some(rows) = &self.parts.rows
             && tee.database.is_enabled()
         {
@@ -128,7 +141,7 @@ impl Controller {
                 let Some(last) = page.last() else { break };
                 after.clone_from(last);
                 for session_key in &page {
-                    tee.mark(&tee.patterns.redis_key(session_key).into(), Origin::Repair);
+                    tee.mark_wiped(&tee.patterns.redis_key(session_key).into());
                     marked += 1;
                 }
             }

@@ -48,7 +48,9 @@ impl Control for Controller {
                 unstorable: (parts.counters.unstorable.len() as u64).max(state.verify.unstorable),
                 bypassing_writes: parts.tee.bypassing_writes(),
                 bypass_watch: if parts.tee.is_watched() { "tracking" } else { "off" }.into(),
-                ..Sessions::default()
+                restored: parts.restore.restored(),
+                rescued_reads: parts.rescue.answered(),
+                resurrected: parts.restore.resurrected(),
             },
             backfill: state.backfill,
             verify: state.verify,
@@ -106,6 +108,7 @@ impl Control for Controller {
         let stats = self.parts.proxy.stats();
         let mut totals = std::collections::BTreeMap::<&str, u64>::new();
         let (mut buckets, mut sum_us, mut upstream_errors) = (vec![0; LATENCY_BOUNDS_US.len() + 1], 0, 0);
+        let mut late_acks = 0;
         for worker in stats {
             for (command, count) in worker.commands().filter(|(_, count)| *count > 0) {
                 *totals.entry(command.entry().name).or_default() += count;
@@ -117,6 +120,7 @@ impl Control for Controller {
                 .for_each(|(total, count)| *total += count);
             sum_us += sum;
             upstream_errors += worker.upstream_errors.load(Relaxed);
+            late_acks += worker.late_acks.load(Relaxed);
         }
         // Writing to a string cannot fail.
         let _ = writeln!(out, "# TYPE sessionferry_commands_total counter");
@@ -145,6 +149,8 @@ impl Control for Controller {
         let writes = self.parts.tee.session_writes.load(Relaxed);
         let _ = writeln!(out, "# TYPE sessionferry_session_writes_total counter");
         let _ = writeln!(out, "sessionferry_session_writes_total{{effect=\"any\"}} {writes}");
+        let _ = writeln!(out, "# TYPE sessionferry_late_acks_total counter");
+        let _ = writeln!(out, "sessionferry_late_acks_total {late_acks}");
         let _ = writeln!(out, "# TYPE sessionferry_upstream_errors_total counter");
         let side = self.parts.stores.authority();
         let _ = writeln!(

@@ -6,14 +6,20 @@
 //! 4. The new authority is made durable. This one file replacement is the switch: a crash before it comes back to the
 //!    old authority, a crash after it to the new one, and both hold the same sessions at that moment.
 //! 5. Commands go on, at the new authority.
+//!
+//! Where the old authority is lost and the operator forces it, what waits for it goes along, what is recorded is delivered,
+//! and sessions whose state only the lost one could tell are named: the new authority has them as it knew them last.
 
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use serde_json::json;
+use tokio::time::timeout;
 
 use super::plan::MAX_LAG_SECONDS;
 use super::{Controller, End};
+use crate::sink::StoreErrorKind;
 use crate::status::{Authority, CutoverState, OperationKind, OperationOptions, Phase, Plan};
 
 /// Before the checks are made, a sink may take this long to catch up.
@@ -22,7 +28,14 @@ const CATCH_UP: Duration = Duration::from_secs(5);
 const PRE_DRAIN: Duration = Duration::from_secs(10);
 /// Pending writes that a hold can deliver in a moment.
 const NEARLY_EMPTY: usize = 200;
+/// A Redis that does not answer a ping within this is not there.
+const SILENT_AFTER: Duration = Duration::from_millis(500);
+/// Sessions in doubt that are named one by one.
+const MAX_NAMED: usize = 10_000;
 const DRAIN_POLL: Duration = Duration::from_micros(500);
+
+/// How long commands were held, and the keys that only a lost authority could have told of.
+type Switched = (Duration, Vec<Bytes>);
 
 impl Controller {
     pub(super) async fn run_switch(&self, kind: OperationKind, options: OperationOptions) -> End {
@@ -31,8 +44,11 @@ impl Controller {
             _ => Authority::Target,
         };
         self.progress(0, None, "asking what it depends on");
-        self.let_sinks_catch_up().await;
-        let checks = self.checks(to, options.force).await;
+        let lost = options.force && self.absence(to.other()).await.is_some();
+        if !lost {
+            self.let_sinks_catch_up().await;
+        }
+        let checks = self.checks(to, options.force, lost).await;
         let failed: Vec<String> = checks
             .iter()
             .filter(|check| !check.passed)
@@ -43,8 +59,16 @@ impl Controller {
             checks,
             steps: [
                 format!("connect to the {to} Redis in advance"),
-                "hold new commands, wait for the replies in flight".to_owned(),
-                "deliver pending writes to the other Redis and the database".to_owned(),
+                if lost {
+                    format!("hold new commands, take along those that wait for the {}", to.other())
+                } else {
+                    "hold new commands, wait for the replies in flight".to_owned()
+                },
+                if lost {
+                    "deliver the writes that are recorded, name the sessions in doubt".to_owned()
+                } else {
+                    "deliver pending writes to the other Redis and the database".to_owned()
+                },
                 format!("make the {to} the authority, durably"),
                 format!(
                     "release: Django goes on at the {to}; over {:.1} s all is undone",
@@ -64,9 +88,11 @@ impl Controller {
             return End::Done(json!(plan));
         }
         let phase_before = self.state().phase;
-        match self.switch(to).await {
-            Ok(hold) => {
+        match self.switch(to, lost).await {
+            Ok((hold, doubtful)) => {
                 plan.hold_seconds = Some(hold.as_secs_f64());
+                plan.doubtful = doubtful.len() as u64;
+                plan.doubtful_sessions = self.name_doubtful(&doubtful);
                 tracing::info!(authority = %to, hold_ms = hold.as_secs_f64() * 1000.0, "the authority is switched");
                 End::Done(json!(plan))
             }
@@ -87,27 +113,39 @@ impl Controller {
         }
     }
 
-    /// Answers how long commands were held. Where it fails, everything is as it was.
-    async fn switch(&self, to: Authority) -> Result<Duration, (String, Option<Duration>)> {
+    /// Where it fails, everything is as it was.
+    async fn switch(&self, to: Authority, lost: bool) -> Result<Switched, (String, Option<Duration>)> {
         let proxy = &self.parts.proxy;
         self.progress(0, None, "connecting to the new authority");
         proxy.prepare(to).await.map_err(|error| (error.to_string(), None))?;
-        self.pre_drain().await;
+        // Nothing gathers any more until the switch is over: what is not pending need not be waited for in the hold.
+        self.parts.counters.hurry.send_replace(true);
+        let outcome = self.hold_and_switch(to, lost).await;
+        self.parts.counters.hurry.send_replace(false);
+        outcome
+    }
 
+    async fn hold_and_switch(&self, to: Authority, lost: bool) -> Result<Switched, (String, Option<Duration>)> {
+        let proxy = &self.parts.proxy;
+        if !lost {
+            self.pre_drain().await;
+        }
         let start = Instant::now();
         let deadline = start + self.parts.max_hold;
         self.note_step(CutoverState::Holding, "holding new commands");
-        let drained = match proxy.hold(deadline).await {
+        let drained = match proxy.hold(deadline, lost).await {
             Ok(()) => {
                 self.note_step(CutoverState::Draining, "delivering pending writes");
-                self.drain(deadline).await
+                self.drain(deadline, lost).await
             }
             Err(error) => Err(error.to_string()),
         };
         let switched = match drained {
             Ok(()) => {
                 self.note_step(CutoverState::Switching, "switching");
-                self.make_durable(to, start).map_err(|error| error.to_string())
+                let doubtful = self.parts.tee.redis.dirty_keys();
+                let durable = self.make_durable(to, start).map_err(|error| error.to_string());
+                durable.map(|()| doubtful)
             }
             Err(error) => Err(error),
         };
@@ -118,12 +156,36 @@ impl Controller {
         let hold = start.elapsed();
         self.set_hold(hold);
         match switched {
-            Ok(()) => {
+            Ok(doubtful) => {
                 self.update(|state| state.cutover.hold_seconds = Some(hold.as_secs_f64()));
-                Ok(hold)
+                Ok((hold, doubtful))
             }
             Err(reason) => Err((reason, Some(hold))),
         }
+    }
+
+    /// Why nothing is there that could answer; `None` where something is.
+    pub(super) async fn absence(&self, authority: Authority) -> Option<StoreErrorKind> {
+        match timeout(SILENT_AFTER, self.parts.stores.of(authority).ping()).await {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) => Some(error.kind()).filter(|kind| kind.is_absence()),
+            Err(_) => Some(StoreErrorKind::Timeout),
+        }
+    }
+
+    /// Their digests, as they are in the logs.
+    fn name_doubtful(&self, keys: &[Bytes]) -> Vec<String> {
+        let tee = &self.parts.tee;
+        let sessions: Vec<String> = keys.iter().take(MAX_NAMED).map(|key| tee.digest(key)).collect();
+        if !keys.is_empty() {
+            let total = keys.len();
+            tracing::warn!(
+                total,
+                ?sessions,
+                "the lost Redis may have known these sessions otherwise"
+            );
+        }
+        sessions
     }
 
     fn note_step(&self, at: CutoverState, message: &str) {
@@ -153,19 +215,23 @@ impl Controller {
         }
     }
 
-    async fn drain(&self, deadline: Instant) -> Result<(), String> {
-        let hurry = &self.parts.counters.hurry;
-        hurry.store(true, Relaxed);
-        let mut result = Ok(());
-        while !self.parts.tee.is_drained() {
+    /// From a lost authority nothing can be read any more, and the database need not be waited for.
+    async fn drain(&self, deadline: Instant, lost: bool) -> Result<(), String> {
+        let tee = &self.parts.tee;
+        let is_drained = || {
+            if lost {
+                tee.redis.is_dirty_only()
+            } else {
+                tee.is_drained()
+            }
+        };
+        while !is_drained() {
             if Instant::now() >= deadline {
-                result = Err(self.still_pending());
-                break;
+                return Err(self.still_pending());
             }
             tokio::time::sleep(DRAIN_POLL).await;
         }
-        hurry.store(false, Relaxed);
-        result
+        Ok(())
     }
 
     fn still_pending(&self) -> String {

@@ -15,8 +15,9 @@ const MIN_FREE_MEMORY: f64 = 0.05;
 const PROBE_KEY: &str = "sessionferry:probe";
 
 impl Controller {
-    /// Asks everything that a switch to `to` depends on. With `force`, old or missing certificates are not asked for.
-    pub(super) async fn checks(&self, to: Authority, force: bool) -> Vec<Check> {
+    /// Asks everything that a switch to `to` depends on. With `force`, old or missing certificates are not asked for. Where
+    /// the old authority is `lost`, what only it can tell is not waited for.
+    pub(super) async fn checks(&self, to: Authority, force: bool, lost: bool) -> Vec<Check> {
         let mut checks = Vec::new();
         let mut add = |name: &str, result: Result<String, String>| {
             let passed = result.is_ok();
@@ -42,9 +43,16 @@ impl Controller {
                 .map_err(|e| e.to_string()),
         );
         add("new authority writable", self.check_writable(to).await);
-        add("the other Redis caught up", self.check_sink(&self.parts.tee.redis));
-        if self.parts.tee.database.is_enabled() {
-            add("database caught up", self.check_sink(&self.parts.tee.database));
+        if lost {
+            let answer = "it does not: what waits for it goes along, and sessions in doubt are named";
+            add("old authority answers", Ok(answer.into()));
+        } else {
+            add("new authority kept its sessions", self.check_kept(to).await);
+            add("way back", self.check_way_back(to.other()).await);
+            add("the other Redis caught up", self.check_sink(&self.parts.tee.redis));
+            if self.parts.tee.database.is_enabled() {
+                add("database caught up", self.check_sink(&self.parts.tee.database));
+            }
         }
         add(
             "pending writes recorded",
@@ -93,6 +101,14 @@ impl Controller {
             state.verify.compared,
             age_ms / 1000
         ))
+    }
+
+    /// After the switch writes go to `from`, so that it can be returned to: that must be seen to work before.
+    async fn check_way_back(&self, from: Authority) -> Result<String, String> {
+        let probed = self.parts.stores.of(from).write_probe(PROBE_KEY).await;
+        probed
+            .map(|()| format!("a probe was written to the {from} and deleted"))
+            .map_err(|error| format!("writes could not be teed back to the {from}: {error}"))
     }
 
     async fn check_writable(&self, to: Authority) -> Result<String, String> {

@@ -52,6 +52,25 @@ pub struct State {
     /// When the last verify ended, ms since the epoch.
     pub verified_at_ms: Option<i64>,
     pub cutover: Cutover,
+    /// Which process each server was, to notice one that was restarted.
+    #[serde(default)]
+    pub runs: Runs,
+}
+
+/// The run ids of the servers; `None` where not known yet.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Runs {
+    source: Option<String>,
+    target: Option<String>,
+}
+
+impl Runs {
+    pub fn of(&mut self, server: Authority) -> &mut Option<String> {
+        match server {
+            Authority::Source => &mut self.source,
+            Authority::Target => &mut self.target,
+        }
+    }
 }
 
 impl State {
@@ -68,6 +87,7 @@ impl State {
             verify: Verify::default(),
             verified_at_ms: None,
             cutover: Cutover::default(),
+            runs: Runs::default(),
         }
     }
 

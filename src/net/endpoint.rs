@@ -4,12 +4,20 @@
 //! URLs, and the parse must never repeat it in an error.
 
 use std::fmt;
+use std::io;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use percent_encoding::percent_decode_str;
 
+use super::tls::{TlsConnector, TlsError, TlsOptions};
+
 /// The port where a Redis listens when the URL names none.
 pub const DEFAULT_PORT: u16 = 6379;
+
+/// Name look-up, TCP and TLS handshake and the set-up together, where nothing else is configured. A healthy Redis needs
+/// milliseconds; under Django's own reply timeout of 5 s.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Redis's own hard limit on `databases` is an `int`; no one has more than this.
 const DB_MAX: u32 = 1_000_000;
@@ -29,7 +37,11 @@ pub enum Address {
 #[derive(Clone, PartialEq, Eq)]
 pub struct Endpoint {
     pub address: Address,
+    /// The URL asks for TLS.
     pub tls: bool,
+    connector: Option<TlsConnector>,
+    /// For one attempt to connect.
+    pub connect_timeout: Duration,
     pub username: Option<String>,
     pub password: Option<String>,
     /// The database number that holds the sessions (`/N` in the URL), 0 where none is named.
@@ -90,6 +102,29 @@ impl Endpoint {
             _ => Err(EndpointError::NoScheme),
         }
     }
+
+    /// Prepares TLS, where the URL asks for it.
+    ///
+    /// # Errors
+    /// A file cannot be used, or the name of the server.
+    pub fn secured(mut self, options: &TlsOptions) -> Result<Endpoint, TlsError> {
+        if let (true, Address::Tcp { host, .. }) = (self.tls, &self.address) {
+            self.connector = Some(TlsConnector::new(options, host)?);
+        }
+        Ok(self)
+    }
+
+    /// What makes the connection secure; `None` where it shall be plain.
+    ///
+    /// # Errors
+    /// It shall be secure and was not prepared for that: it must not go out in plain text.
+    pub fn connector(&self) -> io::Result<Option<&TlsConnector>> {
+        match (self.tls, &self.connector) {
+            (false, _) => Ok(None),
+            (true, Some(connector)) => Ok(Some(connector)),
+            (true, None) => Err(io::Error::other("TLS was not prepared")),
+        }
+    }
 }
 
 fn is_scheme(text: &str) -> bool {
@@ -121,6 +156,8 @@ fn parse_tcp(rest: &str, tls: bool) -> Result<Endpoint, EndpointError> {
     Ok(Endpoint {
         address,
         tls,
+        connector: None,
+        connect_timeout: CONNECT_TIMEOUT,
         username,
         password,
         db,
@@ -185,6 +222,8 @@ fn parse_unix(rest: &str) -> Result<Endpoint, EndpointError> {
     Ok(Endpoint {
         address,
         tls: false,
+        connector: None,
+        connect_timeout: CONNECT_TIMEOUT,
         username,
         password,
         db: query.unwrap_or(0),

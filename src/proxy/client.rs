@@ -2,24 +2,46 @@
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::task::Waker;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes, BytesMut};
+use tokio::time::timeout;
 
-use super::dispatch::SHARED_WINDOW;
+use super::gate::Gate;
 use super::identity::{Identity, Labels, Protocol};
 use super::pin::{Message, Pin, StateChange};
 use super::upstream::{InFlight, Kind, Upstream};
-use super::worker::Worker;
+use super::worker::{Worker, shorten_timeout};
 use crate::command::{Access, CommandId};
 use crate::net::stream::WriteHalf;
 use crate::resp::RequestScanner;
 use crate::status::Authority;
+use crate::tee::Ack;
 
-/// Replies that a client may leave unread, bytes. Redis sets no limit for ordinary clients; this one keeps a client that
-/// never reads from taking all memory.
-const MAX_OUTPUT: usize = 1024 * 1024 * 1024;
+/// Replies that a client may leave unread here, bytes; with more it is closed. Only what it had in flight on the shared
+/// upstream can add up to this: past [`OUTPUT_HIGH`] it has an upstream of its own, which is not read meanwhile, so that
+/// Redis's own limit (`client-output-buffer-limit`) decides.
+const MAX_OUTPUT: usize = 4 * 1024 * 1024 * 1024;
+/// With so many bytes unread, a client reads slower than it asks.
+pub(super) const OUTPUT_HIGH: usize = 1024 * 1024;
+/// Below this its own upstream is read again, bytes.
+const OUTPUT_LOW: usize = OUTPUT_HIGH / 4;
+/// Commands that one client may have in flight on a shared upstream, at first and at the most. A single deep pipeline with
+/// large replies would stand in front of everybody else's commands, and how large they are shows only when they come: so
+/// it begins with a few, and each reply that is not large allows one more.
+const WINDOW_FIRST: usize = 8;
+const WINDOW_MOST: usize = 128;
+/// A reply of more bytes than this takes long enough that nobody else's should stand behind the next of its kind.
+const HEAVY_REPLY: usize = 256 * 1024;
+/// After such a reply, so many commands of the client travel on an upstream of its own.
+const HEAVY_COMMANDS: u32 = 64;
+/// When the server has ended the connection, the client may take so long to read what is left.
+const END_LINGER: Duration = Duration::from_secs(10);
+/// A reply waits at most this long for the stores that `tee.ack` names. Django's client gives up at 5 s and then logs the
+/// user out; the write is kept until they have it all the same.
+const ACK_LIMIT: Duration = Duration::from_secs(4);
 /// A buffer that grew beyond this is given back once it is empty, bytes.
 const KEEP_LEN: usize = 16 * 1024;
 
@@ -27,15 +49,30 @@ const KEEP_LEN: usize = 16 * 1024;
 pub(super) struct Client {
     pub(super) id: u64,
     pub(super) worker: Rc<Worker>,
-    pub(super) writer: RefCell<WriteHalf>,
+    /// `None` once the client has left for another worker.
+    pub(super) writer: RefCell<Option<WriteHalf>>,
     pub(super) out: RefCell<BytesMut>,
+    /// How much of `out` may be written.
+    pub(super) gate: Gate,
     /// Is in the worker's list of clients to flush.
     pub(super) flush_queued: Cell<bool>,
     /// Commands sent upstream whose replies have not come.
     pub(super) in_flight: Cell<usize>,
+    /// Commands that it may have in flight on the shared upstream, see [`WINDOW_FIRST`].
+    pub(super) window: Cell<usize>,
     /// Waits for its window on the shared upstream.
     pub(super) wants_room: Cell<bool>,
+    /// Waits for something other than a reply: sessions that may not be read yet, a flush that spares them.
+    pub(super) clearing: Cell<bool>,
+    /// Commands that travel on an upstream of its own because of large replies, see [`HEAVY_REPLY`].
+    pub(super) heavy: Cell<u32>,
+    /// Its own upstream is not read until this client has read more of its replies.
+    pub(super) upstream_waits: Cell<bool>,
+    /// May do anything, as far as the proxy decides that itself ([`Access`](super::access::Access)).
+    pub(super) admitted: Cell<bool>,
     pub(super) closed: Cell<bool>,
+    /// The worker to go to as soon as nothing is in flight.
+    pub(super) leaves_to: Cell<Option<usize>>,
     /// Close once everything is written.
     pub(super) closing: Cell<bool>,
     pub(super) waker: Cell<Option<Waker>>,
@@ -53,20 +90,27 @@ impl std::fmt::Debug for Client {
 }
 
 impl Client {
-    pub(super) fn new(worker: &Rc<Worker>, id: u64, writer: WriteHalf) -> Rc<Self> {
+    pub(super) fn new(worker: &Rc<Worker>, id: u64, writer: WriteHalf, identity: Identity, labels: Labels) -> Rc<Self> {
         Rc::new(Client {
             id,
             worker: worker.clone(),
-            writer: RefCell::new(writer),
+            writer: RefCell::new(Some(writer)),
             out: RefCell::default(),
             flush_queued: Cell::new(false),
             in_flight: Cell::new(0),
+            window: Cell::new(WINDOW_FIRST),
             wants_room: Cell::new(false),
+            clearing: Cell::new(false),
+            gate: Gate::default(),
+            heavy: Cell::new(0),
+            upstream_waits: Cell::new(false),
+            admitted: Cell::new(worker.shared.access.is_open()),
             closed: Cell::new(false),
+            leaves_to: Cell::new(None),
             closing: Cell::new(false),
             waker: Cell::new(None),
-            identity: RefCell::default(),
-            labels: RefCell::default(),
+            identity: RefCell::new(identity),
+            labels: RefCell::new(labels),
             pin: RefCell::new(None),
             route: RefCell::new(None),
         })
@@ -96,6 +140,12 @@ impl Client {
         }
         out.extend_from_slice(bytes);
         drop(out);
+        if bytes.len() > HEAVY_REPLY {
+            self.heavy.set(HEAVY_COMMANDS);
+            self.window.set(WINDOW_FIRST);
+        } else {
+            self.window.set((self.window.get() + 1).min(WINDOW_MOST));
+        }
         if !self.flush_queued.replace(true) {
             self.worker.queue_flush(self);
         }
@@ -105,11 +155,22 @@ impl Client {
     pub(super) fn flush(&self) {
         self.flush_queued.set(false);
         let mut out = self.out.borrow_mut();
-        while !out.is_empty() {
-            match self.writer.borrow().try_write(&out) {
-                Ok(written) => out.advance(written),
+        loop {
+            let may_write = self.gate.may_write(out.len());
+            if may_write == 0 {
+                break;
+            }
+            let writer = self.writer.borrow();
+            let Some(writer) = writer.as_ref() else { return };
+            match writer.try_write(&out[..may_write]) {
+                Ok(written) => {
+                    self.gate.note_written(written);
+                    out.advance(written);
+                }
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                    let left = out.len();
                     drop(out);
+                    self.note_written(left);
                     self.wake();
                     return;
                 }
@@ -120,11 +181,55 @@ impl Client {
                 }
             }
         }
+        if !out.is_empty() {
+            // The rest waits for an acknowledgement.
+            let left = out.len();
+            drop(out);
+            self.note_written(left);
+            return;
+        }
         if out.capacity() > KEEP_LEN {
             *out = BytesMut::new();
         } else {
             out.clear();
         }
+        drop(out);
+        self.note_written(0);
+    }
+
+    /// What is appended to the output from here on leaves only when all of `acks` are there, or after [`ACK_LIMIT`].
+    pub(super) fn await_acks(self: &Rc<Self>, acks: Vec<Ack>) {
+        let barrier = self.gate.close(self.out.borrow().len());
+        let client = self.clone();
+        tokio::task::spawn_local(async move {
+            let all = async {
+                for ack in acks {
+                    // A sender that is gone: the store is no longer written to.
+                    let _ = ack.await;
+                }
+            };
+            if timeout(ACK_LIMIT, all).await.is_err() {
+                client.worker.stats.late_acks.fetch_add(1, Relaxed);
+            }
+            barrier.open();
+            client.flush();
+            client.wake();
+        });
+    }
+
+    /// So many bytes are left to write: goes on reading the client's own upstream where that had to wait.
+    pub(super) fn note_written(&self, left: usize) {
+        if left <= OUTPUT_LOW
+            && self.upstream_waits.replace(false)
+            && let Some(pin) = self.pin.borrow().as_ref()
+        {
+            pin.upstream.wake();
+        }
+    }
+
+    /// Whether the client leaves so much unread that its own upstream must wait.
+    pub(super) fn reads_slowly(&self) -> bool {
+        self.out.borrow().len() > OUTPUT_HIGH
     }
 
     /// One command less in flight.
@@ -132,7 +237,7 @@ impl Client {
         self.in_flight.set(self.in_flight.get() - 1);
         if self.in_flight.get() > 0 {
             // At half the window, so that the next commands leave while the rest is still being answered.
-            if self.in_flight.get() <= SHARED_WINDOW / 2 && self.wants_room.replace(false) {
+            if self.in_flight.get() <= self.window.get() / 2 && self.wants_room.replace(false) {
                 self.wake();
             }
             return;
@@ -140,6 +245,7 @@ impl Client {
         self.wants_room.set(false);
         if let Some(pin) = self.pin.borrow_mut().as_mut() {
             pin.blocking = false;
+            pin.changing = false;
         }
         self.unpin_if_free();
         self.wake();
@@ -149,6 +255,8 @@ impl Client {
         let free = self.pin.borrow().as_ref().is_some_and(Pin::is_free);
         if free
             && self.in_flight.get() == 0
+            && self.heavy.get() == 0
+            && !self.reads_slowly()
             && let Some(pin) = self.pin.borrow_mut().take()
         {
             pin.upstream.own(None);
@@ -166,8 +274,26 @@ impl Client {
         self.wake();
     }
 
+    /// The server has ended its connection: the client gets what came before, and then its end.
+    pub(super) fn end(self: &Rc<Self>) {
+        self.closing.set(true);
+        self.wake();
+        if !self.out.borrow().is_empty() {
+            let client = self.clone();
+            tokio::task::spawn_local(async move {
+                tokio::time::sleep(END_LINGER).await;
+                client.close();
+            });
+        }
+    }
+
     pub(super) fn has_pin_state(&self) -> bool {
         self.pin.borrow().as_ref().is_some_and(|pin| !pin.is_free())
+    }
+
+    /// The connection of its own.
+    pub(super) fn pinned_to(&self) -> Option<Rc<Upstream>> {
+        self.pin.borrow().as_ref().map(|pin| pin.upstream.clone())
     }
 
     pub(super) fn is_subscriber(&self) -> bool {
@@ -200,16 +326,46 @@ impl Client {
                 if let Some(credentials) = credentials {
                     identity.credentials = Some(Rc::new(credentials));
                 }
-                if name.is_some() {
-                    labels.name = name;
+                if let Some(name) = name {
+                    labels.name = Some(name).filter(|name| !name.is_empty());
                 }
             }
-            StateChange::Name(name) => labels.name = Some(name),
+            StateChange::Name(name) => labels.name = Some(name).filter(|name| !name.is_empty()),
             StateChange::LibName(name) => labels.lib_name = Some(name),
             StateChange::LibVer(version) => labels.lib_ver = Some(version),
         }
+        // A name is there to be found in CLIENT LIST: the connection that bears it is this client's alone.
+        if labels.name.is_some()
+            && let Some(pin) = self.pin.borrow_mut().as_mut()
+        {
+            pin.sticky = true;
+        }
         drop((identity, labels));
         *self.route.borrow_mut() = None;
+    }
+
+    /// MULTI was refused: what was taken to be queued behind it has been executed, or is about to be.
+    pub(super) fn lose_transaction(&self) {
+        let lost = self.pin.borrow_mut().as_mut().and_then(|pin| {
+            let transaction = pin.transaction.take()?;
+            Some((pin.upstream.id, transaction.into_write()?))
+        });
+        if let Some((upstream, write)) = lost {
+            self.worker.begin(upstream, &write);
+            self.worker.settle_later(write);
+        }
+    }
+
+    /// As if it had just connected.
+    pub(super) fn reset(&self) {
+        if let Some(pin) = self.pin.borrow_mut().take() {
+            pin.upstream.own(None);
+            pin.upstream.close();
+        }
+        *self.identity.borrow_mut() = Identity::nobody(self.worker.shared.rights.changes());
+        *self.labels.borrow_mut() = Labels::default();
+        *self.route.borrow_mut() = None;
+        self.admitted.set(self.worker.shared.access.is_open());
     }
 
     /// Follows the authority to another server: opens a connection there in the same state.
@@ -231,7 +387,7 @@ impl Client {
             &self.worker,
             authority,
             self.identity.borrow().clone(),
-            Some(old.labels.clone()),
+            Some(self.labels.borrow().clone()),
         );
         new.own(Some(self.clone()));
         let mut rest = &state[..];
@@ -262,13 +418,14 @@ impl Client {
         drop(slot);
         old.own(None);
         if !blocked.is_empty() {
-            let blocked = self.worker.shorten_timeout(&blocked, old.oldest());
+            let blocked = shorten_timeout(&blocked, old.oldest());
             let entry = InFlight {
                 kind: Kind::Blocking,
                 ..self.entry(CommandId::lookup(b"blpop"), blocked.len())
             };
             new.send(&blocked, entry);
         }
+        new.land(&old);
         old.close();
     }
 
@@ -296,6 +453,16 @@ impl Client {
         let upstream = self.worker.shared_upstream(&self.identity.borrow());
         *self.route.borrow_mut() = Some((generation, upstream.clone()));
         upstream
+    }
+
+    /// Gives the client an upstream of its own that has not authenticated: what it was may be refused by now.
+    pub(super) fn pin_as_nobody(self: &Rc<Self>) {
+        if self.pin.borrow().is_none() {
+            let nobody = Identity::nobody(self.worker.shared.rights.changes());
+            let upstream = self.worker.exclusive_upstream(&nobody, &Labels::default());
+            upstream.own(Some(self.clone()));
+            *self.pin.borrow_mut() = Some(Pin::new(upstream));
+        }
     }
 
     /// Gives the client an upstream of its own.

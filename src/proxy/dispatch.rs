@@ -1,24 +1,30 @@
 //! Decides for each command which upstream it travels on, or answers it.
 
+mod flush;
+mod state;
+
 use std::rc::Rc;
 
 use bytes::Bytes;
 
 use super::downstream::Downstream;
-use super::identity::{Credentials, Identity, Labels, Protocol};
-use super::pin::{StateChange, Transaction};
-use super::upstream::{Kind, SessionWrite, Upstream};
+use super::identity::Protocol;
+use super::pin::Transaction;
+use super::rights::may_change;
+use super::upstream::{InFlight, Kind, SessionWrite, Upstream};
 use crate::command::{Access, CommandId, Connection};
 use crate::resp::request::encode;
 use crate::resp::{Args, Request, RequestScanner, inline};
-use crate::session::effect::{Plan, Planned, plan};
-use crate::status::Authority;
+use crate::session::effect::{Plan, plan};
+use crate::tee::Restore;
+use state::db_number;
 
-/// Commands that one client may have in flight on a shared upstream. Without it a single deep pipeline with large
-/// replies would stand in front of everybody else's commands; with it a pipeline still keeps the upstream busy.
-pub(super) const SHARED_WINDOW: usize = 32;
 /// No more is taken from clients while their upstream has this many bytes to send or to get answered.
 const MAX_BACKLOG: usize = 64 * 1024 * 1024;
+/// Commands that one client may have in flight on an upstream of its own.
+const MAX_OWN_IN_FLIGHT: usize = 1024 * 1024;
+/// A command of more bytes than this travels on an upstream of its own: sending it takes long.
+const MAX_SHARED_FRAME: usize = 256 * 1024;
 
 /// What became of a command.
 #[derive(Debug, PartialEq, Eq)]
@@ -31,6 +37,8 @@ pub(super) enum Dispatch {
     AwaitRoom,
     /// All commands are held.
     Held,
+    /// These sessions must not be read yet.
+    Guarded(Vec<Bytes>),
     /// The upstream has too much to do.
     Backlogged,
 }
@@ -60,33 +68,62 @@ impl Downstream {
             return self.dispatch(&encoded, &request);
         };
         let entry = command.entry();
-        let pinned = client.pin.borrow().is_some();
-        if entry.access == Access::Wipe && worker.shared.refuses_flush {
-            if client.in_flight.get() > 0 {
-                return Dispatch::AwaitReplies;
-            }
-            client.reply(b"-ERR sessionferry: refused, it would delete every session (tee.on_flush = refuse)\r\n");
-            return Dispatch::Done;
+        if !worker.shared.access.is_the_authoritys()
+            && let Some(decided) = self.admit(command, frame, request)
+        {
+            return decided;
         }
-        match entry.connection {
+        let pinned = client.pin.borrow().is_some();
+        let mut connection = entry.connection;
+        if entry.name == "script" {
+            let subcommand = &frame[request.first.clone()];
+            // Not what a stranger sends: the other server would get it from the proxy itself.
+            if subcommand.eq_ignore_ascii_case(b"load") && !client.is_stranger() {
+                worker.shared.scripts.note(frame);
+            }
+            if subcommand.eq_ignore_ascii_case(b"debug") {
+                // What follows is a conversation with the debugger.
+                connection = Connection::Monitor;
+            }
+        }
+        if client.clearing.get() {
+            return Dispatch::AwaitReplies;
+        }
+        if entry.access == Access::Wipe
+            && let Some(decided) = self.decide_on_flush(command, frame)
+        {
+            return decided;
+        }
+        if pinned && self.is_stream() {
+            return self.pass_on(command, frame, request);
+        }
+        if let Some(restore) = &worker.shared.restore
+            && restore.guards()
+        {
+            let guarded = self.guarded(restore, frame);
+            if !guarded.is_empty() {
+                return Dispatch::Guarded(guarded);
+            }
+        }
+        match connection {
             // The hot path.
-            Connection::Shared | Connection::Exec | Connection::Discard | Connection::Unwatch if !pinned => {
-                if client.in_flight.get() >= SHARED_WINDOW {
+            Connection::Shared | Connection::Exec | Connection::Discard | Connection::Unwatch
+                if !pinned && self.may_share(frame) =>
+            {
+                if client.in_flight.get() >= client.window.get() {
                     return Dispatch::AwaitRoom;
                 }
                 let upstream = client.shared();
                 if upstream.backlog() > MAX_BACKLOG {
                     return Dispatch::Backlogged;
                 }
-                if entry.name == "script" && frame[request.first.clone()].eq_ignore_ascii_case(b"load") {
-                    worker.shared.scripts.note(frame);
-                }
                 let write = self.session_write(&upstream, command, frame, request);
                 self.send(&upstream, frame, command, write, Kind::Plain);
                 return Dispatch::Done;
             }
             // Nothing may overtake a blocked command, and a confirmation must be told from other replies.
-            _ if pinned && self.must_wait(entry.connection) => return Dispatch::AwaitReplies,
+            _ if pinned && self.must_wait(connection) => return Dispatch::AwaitReplies,
+            _ if pinned && self.is_backlogged() => return Dispatch::Backlogged,
             _ => {}
         }
         if command.is_unknown() && is_http(&frame[request.name.clone()]) {
@@ -114,12 +151,18 @@ impl Downstream {
             return Dispatch::Done;
         }
         let idle = client.in_flight.get() == 0;
-        match entry.connection {
+        match connection {
+            Connection::Exec if pinned && !idle && self.silences() => return Dispatch::AwaitReplies,
+            Connection::Quit if pinned => self.quit_own_upstream(command, frame),
             Connection::Quit if idle => {
                 client.reply(b"+OK\r\n");
                 client.closing.set(true);
             }
-            Connection::Reset if idle && args.len() == 1 => self.reset(),
+            Connection::Reset if args.len() != 1 && idle && !pinned => {
+                self.send(&client.shared(), frame, command, None, Kind::Plain);
+            }
+            Connection::Reset if args.len() != 1 && pinned => self.send_pinned(command, frame, request, Kind::Plain),
+            Connection::Reset if idle => self.reset(command, frame),
             Connection::Select | Connection::Auth | Connection::Hello if idle => {
                 self.change_state(command, frame, &args);
             }
@@ -127,12 +170,12 @@ impl Downstream {
                 return Dispatch::AwaitReplies;
             }
             Connection::Client => return self.client_command(command, frame, request, &args),
-            Connection::Blocking if !pinned && !blocks(&args) => {
+            Connection::Blocking if !pinned && !blocks(&args) && self.may_share(frame) => {
                 let upstream = client.shared();
                 let write = self.session_write(&upstream, command, frame, request);
                 self.send(&upstream, frame, command, write, Kind::Plain);
             }
-            Connection::Shared => self.send_pinned(command, frame, request, Kind::Plain),
+            Connection::Shared if pinned => self.send_pinned(command, frame, request, Kind::Plain),
             _ if !pinned && !idle => return Dispatch::AwaitReplies,
             connection => {
                 client.pin();
@@ -142,12 +185,53 @@ impl Downstream {
         Dispatch::Done
     }
 
+    /// The sessions in a command that the authority may have lost. While it is away its own connection sees to that.
+    fn guarded(&self, restore: &Restore, frame: &[u8]) -> Vec<Bytes> {
+        let client = &self.client;
+        let upstream = client.pinned_to().unwrap_or_else(|| client.shared());
+        if !upstream.connected.get() {
+            return Vec::new();
+        }
+        let mut named = client.worker.sessions_in(frame);
+        named.retain(|key| !restore.trust.is_cleared(key));
+        named.sort_unstable();
+        named.dedup();
+        named
+    }
+
+    /// Whether this command may travel with other clients' commands: it and its reply hold nobody up for long, as far
+    /// as one can tell beforehand.
+    fn may_share(&self, frame: &[u8]) -> bool {
+        let client = &self.client;
+        frame.len() <= MAX_SHARED_FRAME
+            && client.heavy.get() == 0
+            && !client.reads_slowly()
+            && !client.worker.shared.pause.is_on()
+    }
+
+    /// Whether the client's own upstream has too much to do.
+    fn is_backlogged(&self) -> bool {
+        let pin = self.client.pin.borrow();
+        let full = |upstream: &Upstream| upstream.backlog() > MAX_BACKLOG;
+        self.client.in_flight.get() >= MAX_OWN_IN_FLIGHT || pin.as_ref().is_some_and(|pin| full(&pin.upstream))
+    }
+
+    /// Whether the open transaction may end the server's answering.
+    fn silences(&self) -> bool {
+        let pin = self.client.pin.borrow();
+        let transaction = pin.as_ref().and_then(|pin| pin.transaction.as_ref());
+        transaction.is_some_and(|transaction| transaction.silences)
+    }
+
     /// Whether a pinned client's next command has to wait for replies.
     fn must_wait(&self, next: Connection) -> bool {
         let pin = self.client.pin.borrow();
         let Some(pin) = pin.as_ref() else { return false };
         self.client.in_flight.get() > 0
-            && (pin.blocking || pin.used_up || matches!(next, Connection::Subscribe) || self.confirming())
+            && (pin.blocking
+                || pin.changing
+                || matches!(next, Connection::Subscribe | Connection::Monitor | Connection::Replica)
+                || self.confirming())
     }
 
     fn confirming(&self) -> bool {
@@ -184,6 +268,7 @@ impl Downstream {
             return Some(SessionWrite::Wipe);
         }
         if self.client.identity.borrow().db != worker.shared.sessions_db
+            && !self.is_stream()
             && !matches!(command.entry().name, "move" | "copy")
         {
             return None;
@@ -212,30 +297,69 @@ impl Downstream {
         let mut entry = self.client.entry(command, frame.len());
         entry.repeatable |= matches!(kind, Kind::Change(_)) || (write.is_some() && is_absolute(command));
         entry.write = write;
-        entry.kind = kind;
+        entry.kind = if matches!(kind, Kind::Plain) && may_change(command, frame) {
+            Kind::ChangesRights
+        } else {
+            kind
+        };
         self.client.worker.stats.forwarded(command);
         upstream.send(frame, entry);
     }
 
     fn send_pinned(&self, command: CommandId, frame: &[u8], request: &Request, kind: Kind) {
-        let Some((upstream, silent)) = self
-            .client
-            .pin
-            .borrow()
-            .as_ref()
-            .map(|pin| (pin.upstream.clone(), pin.silent))
-        else {
+        let Some(upstream) = self.client.pin.borrow().as_ref().map(|pin| pin.upstream.clone()) else {
             return;
         };
         let write = self.session_write(&upstream, command, frame, request);
-        if silent {
-            upstream.send_silent(frame);
-            if let Some(write) = write {
-                self.client.worker.settle_later(*write);
-            }
-            return;
-        }
         self.send(&upstream, frame, command, write, kind);
+    }
+
+    /// What is no command, on a connection whose replies cannot be told apart.
+    pub(super) fn pass_bytes(&self, bytes: &[u8]) {
+        if let Some(pin) = self.client.pin.borrow().as_ref() {
+            pin.upstream.send_silent(bytes);
+        }
+    }
+
+    pub(super) fn is_stream(&self) -> bool {
+        self.client.pin.borrow().as_ref().is_some_and(|pin| pin.stream)
+    }
+
+    /// A command on a connection whose replies cannot be told apart: it goes on as it is, and what it names is read
+    /// again from the authority a little later, and once more after EXEC.
+    fn pass_on(&self, command: CommandId, frame: &[u8], request: &Request) -> Dispatch {
+        if self.is_backlogged() {
+            return Dispatch::Backlogged;
+        }
+        let client = &self.client;
+        let Some(upstream) = client.pin.borrow().as_ref().map(|pin| pin.upstream.clone()) else {
+            return Dispatch::Done;
+        };
+        let mut writes = Vec::new();
+        writes.extend(
+            self.session_write(&upstream, command, frame, request)
+                .map(|write| *write),
+        );
+        if let Some(pin) = client.pin.borrow_mut().as_mut() {
+            match command.entry().connection {
+                Connection::Multi => pin.transaction = Some(Transaction::default()),
+                Connection::Exec => {
+                    let ended = pin.transaction.take().and_then(Transaction::into_write);
+                    if let Some(write) = ended {
+                        client.worker.begin(upstream.id, &write);
+                        writes.push(write);
+                    }
+                }
+                _ => {}
+            }
+            if let Some(transaction) = &mut pin.transaction {
+                writes.iter().for_each(|write| transaction.note(write));
+            }
+        }
+        client.worker.stats.forwarded(command);
+        upstream.send_silent(frame);
+        writes.into_iter().for_each(|write| client.worker.settle_later(write));
+        Dispatch::Done
     }
 
     /// A command on the client's own upstream that gives or ends state.
@@ -249,14 +373,14 @@ impl Downstream {
     ) {
         let client = &self.client;
         let mut kind = Kind::Plain;
+        client.heavy.set(client.heavy.get().saturating_sub(1));
         {
             let mut slot = client.pin.borrow_mut();
             let Some(pin) = slot.as_mut() else { return };
             match connection {
                 Connection::Multi if args.len() == 1 => {
-                    let mut transaction = Transaction::default();
-                    transaction.queue(frame);
-                    pin.transaction = Some(transaction);
+                    pin.transaction = Some(Transaction::open(frame));
+                    kind = Kind::Multi;
                 }
                 Connection::Watch if args.len() > 1 => pin.watching = true,
                 Connection::Unwatch => (pin.watching, pin.watch_lost) = (false, false),
@@ -271,7 +395,21 @@ impl Downstream {
                 Connection::Subscribe => {
                     kind = Kind::Subscribe(pin.confirmations(command.entry().name, args.len() - 1))
                 }
-                Connection::Monitor => (pin.sticky, pin.unmovable) = (true, true),
+                Connection::Wait => {
+                    // The server waits for what it had executed at this connection's last command. Here that must
+                    // not be older than the writes, which went another way.
+                    let ping = b"*1\r\n$4\r\nPING\r\n";
+                    pin.upstream
+                        .send(ping, InFlight::unowned(CommandId::lookup(b"ping"), ping.len()));
+                    pin.blocking = true;
+                    kind = Kind::Blocking;
+                }
+                Connection::Monitor | Connection::Replica => {
+                    pin.become_stream();
+                    drop(slot);
+                    self.pass_on(command, frame, request);
+                    return;
+                }
                 Connection::Sticky => pin.sticky = true,
                 _ => {}
             }
@@ -288,20 +426,21 @@ impl Downstream {
         if let Some(pin) = self.client.pin.borrow_mut().as_mut()
             && let Some(transaction) = &mut pin.transaction
         {
-            transaction.queue(frame);
-            match planned {
-                Some(SessionWrite::Keys(planned)) => transaction.keys.extend(planned.keys().cloned()),
-                Some(SessionWrite::Wipe) => transaction.wipes = true,
-                None => {}
-            }
-            match command.entry().connection {
-                Connection::Select => transaction.select = args.get(1).and_then(|db| db_number(db)),
+            let connection = command.entry().connection;
+            let select = match (connection, &args[1..]) {
+                (Connection::Select, [db]) => db_number(db),
+                _ => None,
+            };
+            transaction.queue(connection, frame, select);
+            planned.iter().for_each(|write| transaction.note(write));
+            match connection {
                 Connection::Hello
                 | Connection::Auth
                 | Connection::Client
                 | Connection::Sticky
                 | Connection::Subscribe => {
                     (pin.sticky, pin.unmovable) = (true, true);
+                    transaction.silences |= args.len() > 1 && args[1].eq_ignore_ascii_case(b"reply");
                 }
                 _ => {}
             }
@@ -313,14 +452,20 @@ impl Downstream {
     fn end_transaction(&self, connection: Connection, command: CommandId, frame: &[u8], args: &[&[u8]]) {
         let client = &self.client;
         if args.len() != 1 {
-            // The server refuses it, and the transaction stays open.
+            // The server refuses it: that ends a transaction with EXEC, and not with DISCARD.
+            if connection == Connection::Exec
+                && let Some(pin) = client.pin.borrow_mut().as_mut()
+            {
+                pin.transaction = None;
+                (pin.watching, pin.watch_lost) = (false, false);
+            }
             let Some(upstream) = client.pin.borrow().as_ref().map(|pin| pin.upstream.clone()) else {
                 return;
             };
             self.send(&upstream, frame, command, None, Kind::Plain);
             return;
         }
-        let (upstream, transaction, watch_lost) = {
+        let (upstream, mut transaction, watch_lost) = {
             let mut slot = client.pin.borrow_mut();
             let Some(pin) = slot.as_mut() else { return };
             let Some(transaction) = pin.transaction.take() else {
@@ -344,19 +489,27 @@ impl Downstream {
             self.send(&upstream, b"*1\r\n$7\r\nDISCARD\r\n", command, None, Kind::Instead(nil));
             return;
         }
-        let write = if transaction.wipes {
-            Some(SessionWrite::Wipe)
-        } else if transaction.keys.is_empty() {
-            None
-        } else {
-            Some(SessionWrite::Keys(Planned::unknown(transaction.keys)))
-        };
+        let silences = transaction.silences;
+        let selects = std::mem::take(&mut transaction.selects);
+        let write = transaction.into_write();
         if let Some(write) = &write {
             client.worker.begin(upstream.id, write);
         }
-        let kind = match transaction.select {
-            Some(db) => Kind::Change(Box::new(StateChange::Select(db))),
-            None => Kind::Plain,
+        if silences {
+            if let Some(pin) = client.pin.borrow_mut().as_mut() {
+                pin.become_stream();
+            }
+            client.worker.stats.forwarded(command);
+            upstream.send_silent(frame);
+            if let Some(write) = write {
+                client.worker.settle_later(write);
+            }
+            return;
+        }
+        let kind = if selects.is_empty() {
+            Kind::Plain
+        } else {
+            Kind::Selects(selects)
         };
         let mut entry = client.entry(command, frame.len());
         entry.write = write.map(Box::new);
@@ -364,162 +517,10 @@ impl Downstream {
         client.worker.stats.forwarded(command);
         upstream.send(frame, entry);
     }
-
-    /// SELECT, AUTH and HELLO: the server says whether they are good, the proxy remembers.
-    fn change_state(&self, command: CommandId, frame: &[u8], args: &[&[u8]]) {
-        let client = &self.client;
-        let change = state_change(command, args);
-        if let Some(change) = &change
-            && self.answer_from_what_is_known(change)
-        {
-            return;
-        }
-        let frame = match &change {
-            Some(change) => self.for_the_authority(change, frame),
-            None => frame.to_vec(),
-        };
-        if frame.is_empty() {
-            if let Some(change) = change {
-                client.reply(b"+OK\r\n");
-                client.apply(change);
-            }
-            return;
-        }
-        client.pin();
-        let Some(upstream) = client.pin.borrow_mut().as_mut().map(|pin| {
-            pin.used_up = true;
-            pin.upstream.clone()
-        }) else {
-            return;
-        };
-        let kind = change.map_or(Kind::Plain, |change| Kind::Change(Box::new(change)));
-        self.send(&upstream, &frame, command, None, kind);
-    }
-
-    /// A connection that stands in the wanted state is proof enough, for what carries no credentials.
-    fn answer_from_what_is_known(&self, change: &StateChange) -> bool {
-        let client = &self.client;
-        if client.pin.borrow().is_some() {
-            return false;
-        }
-        let mut wanted = client.identity.borrow().clone();
-        match change {
-            StateChange::Select(db) => wanted.db = *db,
-            StateChange::Hello {
-                protocol,
-                credentials: None,
-                ..
-            } => {
-                wanted.protocol = protocol.unwrap_or(wanted.protocol);
-            }
-            _ => return false,
-        }
-        let Some(upstream) = client.worker.known_upstream(&wanted) else {
-            return false;
-        };
-        match change {
-            StateChange::Select(_) => client.reply(b"+OK\r\n"),
-            _ => match upstream.hello.borrow().as_ref() {
-                Some(hello) => client.reply(hello),
-                None => return false,
-            },
-        }
-        client.apply(change.clone());
-        true
-    }
-
-    /// The frame that asks the authority. After a cutover the source's credentials stand for the target's own; an empty
-    /// frame means that the target needs none.
-    fn for_the_authority(&self, change: &StateChange, frame: &[u8]) -> Vec<u8> {
-        let worker = &self.client.worker;
-        let servers = &worker.shared.servers;
-        let authority = worker.authority.get();
-        let given = match change {
-            StateChange::Auth(credentials) => credentials,
-            StateChange::Hello {
-                credentials: Some(credentials),
-                ..
-            } => credentials,
-            _ => return frame.to_vec(),
-        };
-        if authority == Authority::Source || !servers.are_the_sources(Some(given)) {
-            return frame.to_vec();
-        }
-        let mapped = servers.credentials(authority, Some(given));
-        let identity = match change {
-            StateChange::Hello { protocol, .. } => Identity {
-                protocol: protocol.unwrap_or_default(),
-                ..Identity::default()
-            },
-            _ => Identity::default(),
-        };
-        let mut out = Vec::new();
-        super::identity::handshake(&identity, mapped.as_ref(), &mut out);
-        out
-    }
-
-    fn reset(&self) {
-        let client = &self.client;
-        if let Some(pin) = client.pin.borrow_mut().take() {
-            pin.upstream.own(None);
-            pin.upstream.close();
-        }
-        *client.identity.borrow_mut() = Identity::default();
-        *client.labels.borrow_mut() = Labels::default();
-        *client.route.borrow_mut() = None;
-        client.reply(b"+RESET\r\n");
-    }
-
-    /// CLIENT: what a client says of itself is kept; everything else concerns a connection of its own.
-    fn client_command(&self, command: CommandId, frame: &[u8], request: &Request, args: &[&[u8]]) -> Dispatch {
-        let client = &self.client;
-        let sub = args.get(1).map(|sub| sub.to_ascii_lowercase()).unwrap_or_default();
-        let idle = client.in_flight.get() == 0;
-        let change = match (sub.as_slice(), &args[1..]) {
-            (b"setname", [_, name]) => Some(StateChange::Name(name.to_vec())),
-            (b"setinfo", [_, what, text]) if what.eq_ignore_ascii_case(b"lib-name") => {
-                Some(StateChange::LibName(text.to_vec()))
-            }
-            (b"setinfo", [_, what, text]) if what.eq_ignore_ascii_case(b"lib-ver") => {
-                Some(StateChange::LibVer(text.to_vec()))
-            }
-            (b"maint_notifications", _) => {
-                // They announce moves of the server itself, to a shared connection; redis-py goes on without them.
-                if !idle {
-                    return Dispatch::AwaitReplies;
-                }
-                client.reply(b"-ERR unknown subcommand 'MAINT_NOTIFICATIONS'. Try CLIENT HELP.\r\n");
-                return Dispatch::Done;
-            }
-            _ => None,
-        };
-        let pinned = client.pin.borrow().is_some();
-        if let (Some(change), false) = (&change, pinned) {
-            // On the shared upstream it names the proxy's connection, which is no lie, and the server checks the text.
-            let upstream = client.shared();
-            self.send(&upstream, frame, command, None, Kind::Change(Box::new(change.clone())));
-            return Dispatch::Done;
-        }
-        if !pinned && !idle {
-            return Dispatch::AwaitReplies;
-        }
-        client.pin();
-        if let Some(pin) = client.pin.borrow_mut().as_mut() {
-            pin.sticky = true;
-            pin.unmovable |= matches!(sub.as_slice(), b"tracking" | b"reply");
-            if sub == b"reply" {
-                // With replies off nobody can be told whose reply is whose: bytes only pass through from here on.
-                pin.silent = true;
-            }
-        }
-        let kind = change.map_or(Kind::Plain, |change| Kind::Change(Box::new(change)));
-        self.send_pinned(command, frame, request, kind);
-        Dispatch::Done
-    }
 }
 
 /// The words that Redis takes for HTTP.
-fn is_http(name: &[u8]) -> bool {
+pub(super) fn is_http(name: &[u8]) -> bool {
     name.eq_ignore_ascii_case(b"post") || name.eq_ignore_ascii_case(b"host:")
 }
 
@@ -534,60 +535,4 @@ fn blocks(args: &[&[u8]]) -> bool {
         return args.iter().any(|arg| arg.eq_ignore_ascii_case(b"block"));
     }
     true
-}
-
-fn db_number(text: &[u8]) -> Option<u32> {
-    crate::resp::parse_integer(text).and_then(|db| u32::try_from(db).ok())
-}
-
-/// What SELECT, AUTH or HELLO would change; `None` where the server will refuse it anyway.
-fn state_change(command: CommandId, args: &[&[u8]]) -> Option<StateChange> {
-    match (command.entry().connection, &args[1..]) {
-        (Connection::Select, [db]) => Some(StateChange::Select(db_number(db)?)),
-        (Connection::Auth, [password]) => Some(StateChange::Auth(Credentials {
-            username: None,
-            password: password.to_vec(),
-        })),
-        (Connection::Auth, [user, password]) => Some(StateChange::Auth(Credentials {
-            username: Some(user.to_vec()),
-            password: password.to_vec(),
-        })),
-        (Connection::Hello, []) => Some(StateChange::Hello {
-            protocol: None,
-            credentials: None,
-            name: None,
-        }),
-        (Connection::Hello, [version, options @ ..]) => {
-            let protocol = Some(match *version {
-                b"2" => Protocol::Resp2,
-                b"3" => Protocol::Resp3,
-                _ => return None,
-            });
-            let (mut credentials, mut name, mut rest) = (None, None, options);
-            loop {
-                rest = match rest {
-                    [] => {
-                        return Some(StateChange::Hello {
-                            protocol,
-                            credentials,
-                            name,
-                        });
-                    }
-                    [auth, user, password, tail @ ..] if auth.eq_ignore_ascii_case(b"auth") => {
-                        credentials = Some(Credentials {
-                            username: Some(user.to_vec()),
-                            password: password.to_vec(),
-                        });
-                        tail
-                    }
-                    [setname, text, tail @ ..] if setname.eq_ignore_ascii_case(b"setname") => {
-                        name = Some(text.to_vec());
-                        tail
-                    }
-                    _ => return None,
-                }
-            }
-        }
-        _ => None,
-    }
 }

@@ -5,53 +5,93 @@
 
 use std::future::poll_fn;
 use std::rc::Rc;
-use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll};
 
 use bytes::{Buf, BytesMut};
 
+use super::access::MAX_UNAUTHENTICATED_OUTPUT;
 use super::client::Client;
 use super::dispatch::Dispatch;
-use crate::net::stream::ReadHalf;
+use super::handover::Handover;
+use crate::net::stream::{ReadHalf, reunite};
+use crate::net::tls::looks_like_tls;
 use crate::resp::{ProtocolError, RequestScanner};
 
 /// Bytes taken from a client while its commands wait, to notice when it goes.
 const MAX_WAITING_INPUT: usize = 64 * 1024;
+/// Most bytes of one command; a client that sends more is closed (Redis: `client-query-buffer-limit`).
+const MAX_INPUT: usize = 1024 * 1024 * 1024;
 
 /// The client's task: reads, dispatches, and writes what did not fit into the socket at once.
 pub(super) struct Downstream {
     pub(super) client: Rc<Client>,
     reader: ReadHalf,
-    scanner: RequestScanner,
+    pub(super) scanner: RequestScanner,
     /// Bytes that are not dispatched yet.
     input: BytesMut,
     ended: bool,
 }
 
+/// Why a client is no longer served here.
+#[derive(Clone, Copy, Debug)]
+enum End {
+    Closed,
+    LeavesTo(usize),
+}
+
 impl Downstream {
-    pub(super) fn new(client: Rc<Client>, reader: ReadHalf) -> Self {
+    /// `input` is what another worker has read already.
+    pub(super) fn new(client: Rc<Client>, reader: ReadHalf, input: BytesMut) -> Self {
         Downstream {
             client,
             reader,
             scanner: RequestScanner::default(),
-            input: BytesMut::new(),
+            input,
             ended: false,
         }
     }
 
     /// Serves the client to its end.
     pub(super) async fn run(mut self) {
-        poll_fn(|cx| self.poll(cx)).await;
+        let end = poll_fn(|cx| self.poll(cx)).await;
         let client = &self.client;
         client.closed.set(true);
         if let Some(pin) = client.pin.borrow_mut().take() {
             pin.upstream.own(None);
             pin.upstream.close();
         }
+        if let (End::LeavesTo(to), Some(writer)) = (end, client.writer.take()) {
+            match reunite(self.reader, writer) {
+                Ok(socket) => {
+                    let labels = client.labels.take();
+                    let handover = Handover::new(
+                        socket,
+                        self.input,
+                        &client.identity.borrow(),
+                        labels,
+                        client.admitted.get(),
+                    );
+                    client.worker.hand_over(to, handover);
+                }
+                Err(error) => tracing::warn!(client = client.id, %error, "a client could not change its worker"),
+            }
+        }
         client.worker.remove(client.id);
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    /// Whether nothing ties the client to this worker: nothing in flight or to be written, no upstream of its own.
+    fn can_leave(&self, waiting: bool) -> bool {
+        let client = &self.client;
+        !waiting
+            && !self.ended
+            && !client.closing.get()
+            && client.in_flight.get() == 0
+            && client.pin.borrow().is_none()
+            && client.out.borrow().is_empty()
+            && self.reader.can_move()
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
         let client = self.client.clone();
         let mut waiting = false;
         // What waited may go on now.
@@ -84,6 +124,14 @@ impl Downstream {
                     waiting = stopped;
                     self.input.extend_from_slice(&scratch[used..]);
                 }
+                Poll::Ready(Ok(_)) if self.input.len() > MAX_INPUT => {
+                    tracing::warn!(
+                        client = client.id,
+                        limit = MAX_INPUT,
+                        "a client's command is too large; closing it"
+                    );
+                    client.closed.set(true);
+                }
                 Poll::Ready(Ok(_)) => {
                     if !waiting {
                         let mut input = std::mem::take(&mut self.input);
@@ -111,7 +159,16 @@ impl Downstream {
             || (self.ended && blocked)
             || (draining && (done || blocked))
         {
-            return Poll::Ready(());
+            return Poll::Ready(End::Closed);
+        }
+        if let Some(to) = client.leaves_to.get() {
+            if self.can_leave(waiting) {
+                return Poll::Ready(End::LeavesTo(to));
+            }
+            if client.pin.borrow().is_some() {
+                // It may hold its upstream for ever; the load is looked at again then.
+                client.leaves_to.set(None);
+            }
         }
         client.waker.set(Some(cx.waker().clone()));
         Poll::Pending
@@ -127,11 +184,20 @@ impl Downstream {
         let client = &self.client;
         loop {
             let mut out = client.out.borrow_mut();
-            if out.is_empty() {
+            let may_write = client.gate.may_write(out.len());
+            if may_write == 0 {
                 return;
             }
-            match client.writer.borrow_mut().poll_write(cx, &out) {
-                Poll::Ready(Ok(written)) => out.advance(written),
+            let mut writer = client.writer.borrow_mut();
+            let Some(writer) = writer.as_mut() else { return };
+            match writer.poll_write(cx, &out[..may_write]) {
+                Poll::Ready(Ok(written)) => {
+                    client.gate.note_written(written);
+                    out.advance(written);
+                    let left = out.len();
+                    drop(out);
+                    client.note_written(left);
+                }
                 Poll::Ready(Err(_)) => {
                     client.closed.set(true);
                     return;
@@ -146,8 +212,24 @@ impl Downstream {
     fn process(&mut self, bytes: &[u8]) -> (usize, bool) {
         let client = self.client.clone();
         let mut used = 0;
-        self.scanner.unauthenticated =
-            client.worker.shared.asks_password.load(Relaxed) && client.identity.borrow().credentials.is_none();
+        self.scanner.unauthenticated = client.is_stranger();
+        if self.scanner.unauthenticated && client.out.borrow().len() > MAX_UNAUTHENTICATED_OUTPUT {
+            tracing::warn!(
+                client = client.id,
+                "a client asks without authenticating and reads no answers; closing it"
+            );
+            client.close();
+            return (bytes.len(), false);
+        }
+        if looks_like_tls(bytes) {
+            tracing::warn!(
+                client = client.id,
+                "a client speaks TLS to an address that does not: set client.tls_cert and client.tls_key, or have it \
+                 use redis://; closing it"
+            );
+            client.close();
+            return (bytes.len(), false);
+        }
         while used < bytes.len() && !client.closing.get() && !client.closed.get() {
             match self.scanner.scan(&bytes[used..]) {
                 Ok(None) => return (used, false),
@@ -164,11 +246,20 @@ impl Downstream {
                             client.worker.park(&client);
                             return (used, true);
                         }
+                        Dispatch::Guarded(keys) => {
+                            client.worker.park_until_cleared(&client, keys);
+                            return (used, true);
+                        }
                         Dispatch::Backlogged => {
                             client.worker.park_backlogged(&client);
                             return (used, true);
                         }
                     }
+                }
+                Err(_) if self.is_stream() => {
+                    // Whether it says so is the server's affair; it ends the connection, and that ends this one.
+                    self.pass_bytes(&bytes[used..]);
+                    return (bytes.len(), false);
                 }
                 Err(error) => {
                     if client.in_flight.get() > 0 {
@@ -186,7 +277,7 @@ impl Downstream {
 
     /// A protocol error: the message that Redis gives, and then the end.
     fn refuse(&self, error: &ProtocolError) {
-        self.client.reply(format!("-ERR {error}\r\n").as_bytes());
+        self.client.reply(&[b"-ERR ", &error.message()[..], b"\r\n"].concat());
         self.client.closing.set(true);
     }
 }

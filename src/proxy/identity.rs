@@ -34,10 +34,27 @@ pub struct Identity {
     pub db: u32,
     pub protocol: Protocol,
     pub credentials: Option<Rc<Credentials>>,
+    /// How often users had been changed when the client came, see [`rights`](super::rights).
+    pub rights: u64,
+}
+
+impl Identity {
+    /// As whoever has just connected.
+    pub fn nobody(rights: u64) -> Self {
+        Identity {
+            rights,
+            ..Identity::default()
+        }
+    }
+
+    /// Whether nothing need be said on a connection before it is this one's.
+    pub fn is_nobody(&self) -> bool {
+        *self == Identity::nobody(self.rights)
+    }
 }
 
 /// What a client said of itself; replayed on an upstream of its own.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Labels {
     pub name: Option<Vec<u8>>,
     pub lib_name: Option<Vec<u8>>,
@@ -70,6 +87,8 @@ impl Labels {
 pub struct Servers {
     pub source: Endpoint,
     pub target: Endpoint,
+    /// Clients do not present the servers' credentials: every connection has those of the URL.
+    pub by_url: bool,
 }
 
 impl Servers {
@@ -85,6 +104,9 @@ impl Servers {
     /// Clients know the source's credentials (`client.auth = same`). On the target, whoever came in with those of the
     /// source's URL gets those of the target's URL; any other user is taken to exist there under the same name.
     pub fn credentials(&self, authority: Authority, credentials: Option<&Credentials>) -> Option<Credentials> {
+        if self.by_url {
+            return of_endpoint(self.endpoint(authority));
+        }
         if authority == Authority::Target && self.are_the_sources(credentials) {
             return of_endpoint(&self.target);
         }
@@ -114,9 +136,26 @@ fn of_endpoint(endpoint: &Endpoint) -> Option<Credentials> {
     })
 }
 
+/// Which comes first, the user or the database.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    AuthenticateFirst,
+    /// For users who may not SELECT.
+    SelectFirst,
+}
+
 /// The commands that bring a fresh connection to `identity`, encoded, and how many they are.
-pub fn handshake(identity: &Identity, credentials: Option<&Credentials>, out: &mut Vec<u8>) -> usize {
+pub fn handshake(identity: &Identity, credentials: Option<&Credentials>, order: Order, out: &mut Vec<u8>) -> usize {
     let mut count = 0;
+    let select = |out: &mut Vec<u8>| {
+        if identity.db != 0 {
+            encode(&[b"SELECT".to_vec(), identity.db.to_string().into_bytes()], out);
+        }
+        usize::from(identity.db != 0)
+    };
+    if order == Order::SelectFirst {
+        count += select(out);
+    }
     match (identity.protocol, credentials) {
         (Protocol::Resp2, None) => {}
         (
@@ -149,9 +188,8 @@ pub fn handshake(identity: &Identity, credentials: Option<&Credentials>, out: &m
             count += 1;
         }
     }
-    if identity.db != 0 {
-        encode(&[b"SELECT".to_vec(), identity.db.to_string().into_bytes()], out);
-        count += 1;
+    if order == Order::AuthenticateFirst {
+        count += select(out);
     }
     count
 }

@@ -1,16 +1,17 @@
-//! Accepts clients and deals each to the worker with the fewest.
+//! Accepts clients and deals each to a worker with room for it.
 
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, UnixListener};
 
-use super::Proxy;
-use super::worker::{Accepted, Order};
+use super::handover::Handover;
+use super::worker::{Order, Peer};
+use super::{Proxy, balance};
+use crate::net::stream::Detached;
 
 /// Connections that the kernel keeps waiting (Redis: `tcp-backlog` 511; a storm after a restart needs more).
 const BACKLOG: i32 = 4096;
@@ -83,12 +84,12 @@ impl Listener {
                     .accept()
                     .await
                     .and_then(|(stream, _)| stream.into_std())
-                    .map(Accepted::Tcp),
+                    .map(Detached::Tcp),
                 Listener::Unix(listener) => listener
                     .accept()
                     .await
                     .and_then(|(stream, _)| stream.into_std())
-                    .map(Accepted::Unix),
+                    .map(Detached::Unix),
             };
             match accepted {
                 Ok(accepted) => proxy.admit(accepted),
@@ -102,30 +103,28 @@ impl Listener {
 }
 
 impl Proxy {
-    fn admit(&self, accepted: Accepted) {
+    fn admit(&self, accepted: Detached) {
         if self.connected() >= self.max_clients as u64 {
-            refuse(accepted);
+            refuse(accepted, self.secure);
             return;
         }
-        let fewest = self
-            .stats
-            .iter()
-            .enumerate()
-            .min_by_key(|(_, stats)| stats.clients.load(Relaxed));
-        let Some((index, stats)) = fewest else { return };
+        let index = balance::for_new_client(&self.loads());
+        let Peer { orders, stats } = &self.workers[index];
         stats.client_came();
-        if self.orders[index].send(Order::Serve(accepted)).is_err() {
+        let client = Box::new(Handover::of_new_client(accepted));
+        if orders.send(Order::Serve(client)).is_err() {
             stats.client_gone();
         }
     }
 }
 
-/// Redis's own words.
-fn refuse(accepted: Accepted) {
+/// Redis's own words; over TLS, as Redis does, none.
+fn refuse(accepted: Detached, secure: bool) {
     let message = b"-ERR max number of clients reached\r\n";
     // The socket is non-blocking and fresh: so few bytes always fit.
     let _ = match accepted {
-        Accepted::Tcp(mut stream) => stream.write_all(message),
-        Accepted::Unix(mut stream) => stream.write_all(message),
+        Detached::Tcp(_) if secure => Ok(()),
+        Detached::Tcp(mut stream) => stream.write_all(message),
+        Detached::Unix(mut stream) => stream.write_all(message),
     };
 }

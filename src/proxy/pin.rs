@@ -6,8 +6,10 @@ use std::rc::Rc;
 use bytes::{Bytes, BytesMut};
 
 use super::identity::{Credentials, Protocol};
-use super::upstream::Upstream;
+use super::upstream::{SessionWrite, Upstream};
+use crate::command::Connection;
 use crate::resp::ReplyScanner;
+use crate::session::effect::Planned;
 
 /// Commands queued in one transaction are kept, to be replayed at a cutover, up to this many bytes; a client with more
 /// is closed at the cutover, as a failover would.
@@ -37,14 +39,42 @@ pub(super) struct Transaction {
     /// Too large to be kept.
     overflown: bool,
     /// Session keys that EXEC may change.
-    pub(super) keys: Vec<Bytes>,
-    pub(super) wipes: bool,
-    /// The database that a SELECT inside it leads to.
-    pub(super) select: Option<u32>,
+    keys: Vec<Bytes>,
+    wipes: bool,
+    /// It has CLIENT REPLY in it: EXEC may answer a part, or nothing.
+    pub(super) silences: bool,
+    /// Its SELECTs: which of the queued commands, and the database.
+    pub(super) selects: Vec<(usize, u32)>,
+    /// Commands that the server has queued, if it refused none.
+    queued: usize,
 }
 
 impl Transaction {
-    pub(super) fn queue(&mut self, frame: &[u8]) {
+    /// Notes MULTI itself.
+    pub(super) fn open(frame: &[u8]) -> Self {
+        let mut transaction = Transaction::default();
+        transaction.keep(frame);
+        transaction
+    }
+
+    /// Notes a command that the server queues, or answers at once if it is one that cannot be queued.
+    pub(super) fn queue(&mut self, connection: Connection, frame: &[u8], select: Option<u32>) {
+        self.keep(frame);
+        if !matches!(connection, Connection::Multi | Connection::Watch) {
+            self.selects.extend(select.map(|db| (self.queued, db)));
+            self.queued += 1;
+        }
+    }
+
+    /// Notes what a queued command may do to sessions.
+    pub(super) fn note(&mut self, write: &SessionWrite) {
+        match write {
+            SessionWrite::Keys(planned) => self.keys.extend(planned.keys().cloned()),
+            SessionWrite::Wipe => self.wipes = true,
+        }
+    }
+
+    fn keep(&mut self, frame: &[u8]) {
         self.count += 1;
         if self.overflown || self.frames.len() + frame.len() > MAX_KEPT_TRANSACTION {
             self.overflown = true;
@@ -54,10 +84,41 @@ impl Transaction {
         }
     }
 
+    /// What EXEC may have done to sessions: all that was queued, or nothing.
+    pub(super) fn into_write(self) -> Option<SessionWrite> {
+        if self.wipes {
+            Some(SessionWrite::Wipe)
+        } else if self.keys.is_empty() {
+            None
+        } else {
+            Some(SessionWrite::Keys(Planned::unknown(self.keys)))
+        }
+    }
+
     /// What to send to another server to have the same transaction open there: bytes and number of replies.
     fn replay(&self) -> Option<(Bytes, usize)> {
         (!self.overflown).then(|| (Bytes::copy_from_slice(&self.frames), self.count))
     }
+}
+
+/// The database that the SELECTs of a transaction have led to, by the reply to EXEC.
+pub(super) fn selected(reply: &[u8], selects: &[(usize, u32)]) -> Option<u32> {
+    let mut rest = reply.strip_prefix(b"*").and_then(|_| {
+        let start = memchr::memchr(b'\n', reply)? + 1;
+        Some(&reply[start..])
+    })?;
+    let mut index = 0;
+    let mut selected = None;
+    while let Ok(Some(element)) = ReplyScanner::default().scan(rest) {
+        let (frame, tail) = rest.split_at(element.len);
+        if let Some((_, db)) = selects.iter().find(|(of, _)| *of == index)
+            && frame == b"+OK\r\n"
+        {
+            selected = Some(*db);
+        }
+        (index, rest) = (index + 1, tail);
+    }
+    selected
 }
 
 /// A client's own upstream, and why it has one.
@@ -73,10 +134,12 @@ pub(super) struct Pin {
     pub(super) sticky: bool,
     /// That state cannot be had on another server: at a cutover the client is closed.
     pub(super) unmovable: bool,
-    /// The server sends no replies (CLIENT REPLY OFF).
-    pub(super) silent: bool,
+    /// Bytes only pass through: what comes is not one reply for each command.
+    pub(super) stream: bool,
     /// The connection's identity changed: it is closed rather than kept for others.
     pub(super) used_up: bool,
+    /// A change of that identity is in flight: what follows must wait for its answer.
+    pub(super) changing: bool,
     channels: BTreeSet<Bytes>,
     patterns: BTreeSet<Bytes>,
     shards: BTreeSet<Bytes>,
@@ -92,8 +155,9 @@ impl Pin {
             blocking: false,
             sticky: false,
             unmovable: false,
-            silent: false,
+            stream: false,
             used_up: false,
+            changing: false,
             channels: BTreeSet::new(),
             patterns: BTreeSet::new(),
             shards: BTreeSet::new(),
@@ -107,6 +171,12 @@ impl Pin {
 
     pub(super) fn subscriptions(&self) -> usize {
         self.channels.len() + self.patterns.len() + self.shards.len()
+    }
+
+    /// From here on bytes only pass through (CLIENT REPLY OFF, MONITOR, replication).
+    pub(super) fn become_stream(&mut self) {
+        (self.sticky, self.unmovable, self.stream) = (true, true, true);
+        self.upstream.raw.set(true);
     }
 
     /// How many confirmations a subscribe or unsubscribe command will get.
@@ -146,7 +216,7 @@ impl Pin {
     /// What brings a fresh connection to the same state: bytes, and how many replies they get. `None` where it cannot
     /// be had on another server.
     pub(super) fn replay(&self) -> Option<(Bytes, usize)> {
-        if self.unmovable || self.silent {
+        if self.unmovable || self.stream {
             return None;
         }
         let mut out = Vec::new();
@@ -220,6 +290,17 @@ fn bulk(bytes: &[u8]) -> Option<(Option<&[u8]>, &[u8])> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_a_select_that_the_server_took_changes_the_database() {
+        let selects = [(1, 3), (2, 99)];
+        let check = |reply: &[u8], expected| assert_eq!(selected(reply, &selects), expected);
+        check(b"*3\r\n*1\r\n+OK\r\n+OK\r\n-ERR DB index is out of range\r\n", Some(3));
+        check(b"*2\r\n:1\r\n-ERR x\r\n", None);
+        check(b"*-1\r\n", None);
+        check(b"-EXECABORT x\r\n", None);
+        check(b"_\r\n", None);
+    }
 
     #[test]
     fn tells_messages_from_replies() {

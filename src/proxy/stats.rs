@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
 
+use super::balance::Load;
 use crate::command::CommandId;
 
 /// Upper bounds of the latency histogram, µs.
@@ -15,9 +16,13 @@ pub const LATENCY_BOUNDS_US: [u64; 12] = [
 pub struct WorkerStats {
     pub clients: AtomicU64,
     pub clients_total: AtomicU64,
+    /// Share of the last interval that the worker's thread was on a CPU, in millionths.
+    busy: AtomicU64,
     pub held: AtomicU64,
     pub errors: AtomicU64,
     pub upstream_errors: AtomicU64,
+    /// Replies that left before the stores of `tee.ack` had the write.
+    pub late_acks: AtomicU64,
     commands: Vec<AtomicU64>,
     latency: [AtomicU64; LATENCY_BOUNDS_US.len() + 1],
     latency_sum_us: AtomicU64,
@@ -28,9 +33,11 @@ impl Default for WorkerStats {
         WorkerStats {
             clients: AtomicU64::new(0),
             clients_total: AtomicU64::new(0),
+            busy: AtomicU64::new(0),
             held: AtomicU64::new(0),
             errors: AtomicU64::new(0),
             upstream_errors: AtomicU64::new(0),
+            late_acks: AtomicU64::new(0),
             commands: (0..CommandId::COUNT).map(|_| AtomicU64::new(0)).collect(),
             latency: Default::default(),
             latency_sum_us: AtomicU64::new(0),
@@ -65,6 +72,22 @@ impl WorkerStats {
     pub(super) fn client_came(&self) {
         self.clients.fetch_add(1, Relaxed);
         self.clients_total.fetch_add(1, Relaxed);
+    }
+
+    /// A client came from another worker.
+    pub(super) fn client_moved_here(&self) {
+        self.clients.fetch_add(1, Relaxed);
+    }
+
+    pub(super) fn set_busy(&self, share: f64) {
+        self.busy.store((share * 1e6) as u64, Relaxed);
+    }
+
+    pub(super) fn load(&self) -> Load {
+        Load {
+            busy: self.busy.load(Relaxed) as f64 / 1e6,
+            clients: self.clients.load(Relaxed),
+        }
     }
 
     pub(super) fn client_gone(&self) {

@@ -4,33 +4,34 @@
 //! are sent again, and the others get an error that says what is known. Many commands leave in one write and many
 //! replies come in one read: clients only append to `out`, and the task here writes once per wake-up.
 
+mod away;
+mod in_flight;
+mod lift;
+mod loss;
+mod opening;
+
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
 use std::future::poll_fn;
-use std::io;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes, BytesMut};
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
 use super::client::Client;
-use super::identity::{Identity, Labels, handshake};
-use super::pin::{Message, StateChange};
+use super::identity::{Identity, Labels};
+use super::pin::{Message, StateChange, selected};
 use super::worker::Worker;
-use crate::command::CommandId;
-use crate::net::stream::{ReadHalf, WriteHalf, connect};
-use crate::net::{Backoff, Endpoint};
+use crate::net::Backoff;
+use crate::net::stream::{ReadHalf, WriteHalf};
+use crate::net::tls::explain;
 use crate::resp::ReplyScanner;
-use crate::session::effect::Planned;
 use crate::status::Authority;
+use in_flight::Queue;
+pub(super) use in_flight::{InFlight, Kind, SessionWrite};
+use opening::{LOADING, Refusal, has_too_many_clients, is_denial, is_passing, is_there};
 
-/// Bound of one attempt to connect and shake hands.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// A command waits at most this long for a server that is away. Django's client gives up at 5 s and then logs the user
-/// out, so an answer must leave well before.
-const PARK_LIMIT: Duration = Duration::from_secs(4);
 const RECONNECT_FIRST: Duration = Duration::from_millis(10);
 const RECONNECT_CAP: Duration = Duration::from_millis(250);
 /// Room made for one read of replies, bytes.
@@ -39,67 +40,6 @@ const READ_LEN: usize = 64 * 1024;
 const KEEP_LEN: usize = 1024 * 1024;
 /// After so many bytes of replies the worker's other connections have their turn.
 const MAX_READ_BATCH: usize = 256 * 1024;
-
-/// What a command is to the connection.
-#[derive(Debug)]
-pub(super) enum Kind {
-    Plain,
-    /// May take as long as it likes; does not hold up a cutover.
-    Blocking,
-    /// So many confirmations are still to come.
-    Subscribe(usize),
-    /// If the reply is no error, the connection and its client have changed so.
-    Change(Box<StateChange>),
-    /// The client gets this in place of the reply.
-    Instead(&'static [u8]),
-}
-
-/// What a command does to sessions.
-#[derive(Debug)]
-pub(super) enum SessionWrite {
-    Keys(Planned),
-    Wipe,
-}
-
-/// A command whose reply has not come.
-#[derive(Debug)]
-pub(super) struct InFlight {
-    /// `None`: the proxy's own replay of state; the reply is for nobody.
-    pub(super) client: Option<Rc<Client>>,
-    /// Its bytes in `out`.
-    pub(super) len: usize,
-    pub(super) command: CommandId,
-    pub(super) write: Option<Box<SessionWrite>>,
-    pub(super) kind: Kind,
-    /// May be sent again where the connection was lost before the reply.
-    pub(super) repeatable: bool,
-    pub(super) queued: Instant,
-}
-
-impl InFlight {
-    /// A command of the proxy's own, whose reply is for nobody.
-    pub(super) fn unowned(command: CommandId, len: usize) -> Self {
-        let queued = Instant::now();
-        InFlight {
-            client: None,
-            len,
-            command,
-            write: None,
-            kind: Kind::Plain,
-            repeatable: true,
-            queued,
-        }
-    }
-}
-
-#[derive(Debug, Default)]
-struct Queue {
-    /// Bytes of all commands in flight, sent or not.
-    out: BytesMut,
-    /// How much of `out` is sent.
-    sent: usize,
-    in_flight: VecDeque<InFlight>,
-}
 
 /// One upstream connection.
 pub(super) struct Upstream {
@@ -114,6 +54,20 @@ pub(super) struct Upstream {
     waker: Cell<Option<Waker>>,
     pub(super) connected: Cell<bool>,
     closed: Cell<bool>,
+    /// Since when there has been no connection.
+    away: Cell<Option<Instant>>,
+    /// Sessions are being read elsewhere.
+    rescuing: Cell<bool>,
+    /// The connection is to be taken for lost, although it stands.
+    given_up: Cell<bool>,
+    /// The server has not read its data from disk yet.
+    loading: Cell<bool>,
+    /// Commands on their way to another server.
+    lifted: RefCell<Option<Queue>>,
+    /// What comes is not one reply for each command (replication, CLIENT REPLY OFF): it goes to the owner as it is.
+    pub(super) raw: Cell<bool>,
+    /// The user may not SELECT: the database is chosen before it authenticates.
+    selects_first: Cell<bool>,
     /// Where pushes and other messages that answer no command go; only of an exclusive connection.
     owner: RefCell<Option<Rc<Client>>>,
     /// The reply to HELLO, for clients that ask again what the connection already is.
@@ -140,6 +94,13 @@ impl Upstream {
             waker: Cell::new(None),
             connected: Cell::new(false),
             closed: Cell::new(false),
+            away: Cell::new(Some(Instant::now())),
+            rescuing: Cell::new(false),
+            given_up: Cell::new(false),
+            loading: Cell::new(false),
+            lifted: RefCell::default(),
+            raw: Cell::new(false),
+            selects_first: Cell::new(false),
             owner: RefCell::new(None),
             hello: RefCell::new(None),
         });
@@ -170,7 +131,7 @@ impl Upstream {
         self.queue.borrow().out.len()
     }
 
-    fn wake(&self) {
+    pub(super) fn wake(&self) {
         if let Some(waker) = self.waker.take() {
             waker.wake();
         }
@@ -222,23 +183,61 @@ impl Upstream {
 
     async fn run(self: Rc<Self>) {
         let mut backoff = Backoff::new(RECONNECT_FIRST, RECONNECT_CAP);
-        let mut waited_since = None;
+        let mut reasons = Vec::new();
         while !self.closed.get() {
             let endpoint = self.worker.shared.servers.endpoint(self.authority).clone();
-            match timeout(CONNECT_TIMEOUT, self.establish(&endpoint)).await {
+            match self.attempt(&endpoint).await {
                 Ok(Ok((mut reader, mut writer, mut rest))) => {
                     backoff.reset();
-                    waited_since = None;
+                    reasons.clear();
+                    self.loading.set(false);
+                    self.clear_waiting().await;
                     self.connected.set(true);
+                    self.away.set(None);
                     let mut scanner = ReplyScanner::default();
                     let end = poll_fn(|cx| self.poll_io(cx, &mut reader, &mut writer, &mut scanner, &mut rest)).await;
                     self.connected.set(false);
+                    self.away.set(Some(Instant::now()));
                     if self.closed.get() {
                         break;
                     }
                     tracing::warn!(authority = ?self.authority, reason = %end, "an upstream connection ended");
                     self.worker.upstream_error();
+                    if self.identity.credentials.is_some()
+                        && self.worker.shared.rights.changed_just_now()
+                        && is_there(&endpoint).await
+                    {
+                        // The server was told to change its users, and has ended the connections of this one.
+                        self.close_owner();
+                        self.worker.lose_identity(&self.identity);
+                        break;
+                    }
                     self.handle_loss();
+                    if self.is_idle() && self.is_for_nobody() {
+                        break;
+                    }
+                    if self.is_idle() && !self.identity.is_nobody() {
+                        // Whoever ended it may have meant the user: nobody has asked for it again.
+                        self.until_wanted().await;
+                    }
+                }
+                Ok(Err(Refusal::Server(reply))) if has_too_many_clients(&reply) => {
+                    self.note_unreachable(&mut reasons, "it has too many clients (maxclients)");
+                    sleep(backoff.wait()).await;
+                }
+                Ok(Err(Refusal::Server(reply)))
+                    if reply.starts_with(b"-NOPERM") && self.identity.db != 0 && !self.selects_first.replace(true) =>
+                {
+                    // The client may have chosen its database before it became this user.
+                }
+                // Sessions wait for it, and are read elsewhere, as if it were away.
+                Ok(Err(Refusal::Server(reply))) if self.loading.get() && reply.starts_with(LOADING) => {
+                    sleep(backoff.wait()).await;
+                }
+                Ok(Err(Refusal::Server(reply))) if is_passing(&reply) => {
+                    // What the client would hear on a connection that stands, until the server is ready again.
+                    self.refuse_all(&reply);
+                    sleep(backoff.wait()).await;
                 }
                 Ok(Err(Refusal::Server(reply))) => {
                     // The server is there and says no: every command would get that answer from it.
@@ -247,32 +246,47 @@ impl Upstream {
                         self.close_owner();
                         break;
                     }
+                    if is_denial(&reply) && self.identity.credentials.is_some() {
+                        // They were good once. A user that is deleted, or whose password has changed, loses its
+                        // connections at a Redis too.
+                        self.worker.lose_identity(&self.identity);
+                        break;
+                    }
                     sleep(backoff.wait()).await;
                 }
                 Ok(Err(Refusal::Io(error))) => {
-                    self.note_unreachable(&mut waited_since, &error.to_string());
+                    let words = explain(&error).unwrap_or_else(|| error.to_string());
+                    self.note_unreachable(&mut reasons, &words);
                     sleep(backoff.wait()).await;
                 }
                 Err(_) => {
-                    self.note_unreachable(&mut waited_since, "no answer within 2 s");
+                    let limit = endpoint.connect_timeout;
+                    self.note_unreachable(&mut reasons, &format!("no answer within {limit:?}"));
                     sleep(backoff.wait()).await;
                 }
             }
-            self.expire_parked();
-            if self.is_idle() && !self.connected.get() && waited_since.is_some() {
+            self.look_after_parked();
+            if self.is_idle() && !self.connected.get() && (!reasons.is_empty() || self.loading.get()) {
                 // Nobody waits: the next command will wake us.
                 self.until_wanted().await;
             }
         }
         self.connected.set(false);
+        self.closed.set(true);
         self.drop_all();
     }
 
-    fn note_unreachable(&self, since: &mut Option<Instant>, error: &str) {
+    /// An exclusive connection that is only kept.
+    fn is_for_nobody(&self) -> bool {
+        self.exclusive && self.owner.borrow().is_none()
+    }
+
+    /// Says each reason once, until there is a connection again.
+    fn note_unreachable(&self, reasons: &mut Vec<String>, error: &str) {
         self.worker.upstream_error();
-        if since.is_none() {
-            *since = Some(Instant::now());
+        if !reasons.iter().any(|known| known == error) {
             tracing::warn!(authority = ?self.authority, %error, "cannot connect upstream; commands are parked");
+            reasons.push(error.to_owned());
         }
     }
 
@@ -287,59 +301,6 @@ impl Upstream {
         .await;
     }
 
-    /// Connects and brings the connection to the identity that it stands for.
-    async fn establish(&self, endpoint: &Endpoint) -> Result<(ReadHalf, WriteHalf, BytesMut), Refusal> {
-        let (mut reader, mut writer) = connect(endpoint).await.map_err(Refusal::Io)?;
-        let mut hello = Vec::new();
-        let credentials = self
-            .worker
-            .shared
-            .servers
-            .credentials(self.authority, self.identity.credentials.as_deref());
-        let must = handshake(&self.identity, credentials.as_ref(), &mut hello);
-        let may = self.labels.commands(&mut hello);
-        let mut sent = 0;
-        while sent < hello.len() {
-            sent += poll_fn(|cx| writer.poll_write(cx, &hello[sent..]))
-                .await
-                .map_err(Refusal::Io)?;
-        }
-        let mut buffer = BytesMut::new();
-        let mut scanner = ReplyScanner::default();
-        let mut seen = 0;
-        while seen < must + may {
-            match scanner
-                .scan(&buffer)
-                .map_err(|error| Refusal::Io(io::Error::other(error)))?
-            {
-                Some(reply) => {
-                    let bytes = buffer.split_to(reply.len).freeze();
-                    if reply.is_push() {
-                        continue;
-                    }
-                    // A server too old for SETINFO says so, and is none the worse.
-                    if reply.is_error() && seen < must {
-                        return Err(Refusal::Server(bytes));
-                    }
-                    if seen == 0 && bytes.starts_with(b"%") {
-                        *self.hello.borrow_mut() = Some(bytes);
-                    }
-                    seen += 1;
-                }
-                None => {
-                    if poll_fn(|cx| reader.poll_read_buf(cx, &mut buffer))
-                        .await
-                        .map_err(Refusal::Io)?
-                        == 0
-                    {
-                        return Err(Refusal::Io(io::ErrorKind::UnexpectedEof.into()));
-                    }
-                }
-            }
-        }
-        Ok((reader, writer, buffer))
-    }
-
     /// Writes and reads until the connection ends; answers why it did.
     fn poll_io(
         self: &Rc<Self>,
@@ -352,9 +313,15 @@ impl Upstream {
         if self.closed.get() {
             return Poll::Ready("closed".into());
         }
+        if self.given_up.take() {
+            return Poll::Ready("given up".into());
+        }
         // Replies first: they free clients, whose next commands then leave in the same write.
         let mut batch = 0;
         loop {
+            if self.exclusive && self.owner_reads_slowly() {
+                break;
+            }
             let spare = buffer.capacity() - buffer.len();
             if spare < READ_LEN / 4 {
                 buffer.reserve(scanner.wants(buffer).max(READ_LEN));
@@ -395,6 +362,10 @@ impl Upstream {
                 Poll::Ready(Ok(0)) => return Poll::Ready("the socket takes no bytes".into()),
                 Poll::Ready(Ok(written)) => {
                     queue.sent += written;
+                    if self.exclusive {
+                        queue.forget_sent();
+                        self.worker.wake_backlogged();
+                    }
                     if queue.in_flight.is_empty() {
                         // Silent commands: no reply will ever free their bytes.
                         let sent = queue.sent;
@@ -410,7 +381,26 @@ impl Upstream {
         Poll::Pending
     }
 
+    /// Whether nothing more should be read before the owner has read what is there; it wakes us then.
+    fn owner_reads_slowly(&self) -> bool {
+        let owner = self.owner.borrow();
+        let Some(owner) = owner.as_ref().filter(|owner| owner.reads_slowly()) else {
+            return false;
+        };
+        owner.flush();
+        let slowly = owner.reads_slowly();
+        owner.upstream_waits.set(slowly);
+        slowly
+    }
+
     fn handle_replies(self: &Rc<Self>, scanner: &mut ReplyScanner, buffer: &mut BytesMut) -> Result<(), String> {
+        if self.raw.get() && self.is_idle() {
+            if let Some(owner) = self.owner.borrow().as_ref() {
+                owner.reply(buffer);
+            }
+            buffer.clear();
+            return Ok(());
+        }
         let mut start = 0;
         let result = loop {
             match scanner.scan(&buffer[start..]) {
@@ -445,16 +435,22 @@ impl Upstream {
             // Nothing on a shared connection asks for pushes; a server may still send one that concerns nobody.
             return Ok(());
         }
+        if error && bytes.starts_with(LOADING) && self.waits_for_loading() {
+            return Err("the server is loading its data".into());
+        }
         let mut queue = self.queue.borrow_mut();
         let Some(entry) = queue.in_flight.pop_front() else {
             return Err("a reply came that no command asked for".into());
         };
-        if entry.len > queue.sent {
+        if queue.forgotten > 0 {
+            queue.forgotten -= 1;
+        } else if entry.len > queue.sent {
             queue.in_flight.push_front(entry);
             return Err("a reply came before its command was sent".into());
+        } else {
+            queue.out.advance(entry.len);
+            queue.sent -= entry.len;
         }
-        queue.out.advance(entry.len);
-        queue.sent -= entry.len;
         if queue.out.is_empty() && queue.out.capacity() > KEEP_LEN {
             queue.out = BytesMut::new();
         }
@@ -502,16 +498,48 @@ impl Upstream {
 
     /// The reply (or what stands for it) is there: sessions settle, the client gets its bytes.
     fn finish(self: &Rc<Self>, entry: InFlight, reply: &[u8], error: bool) {
-        if let Some(write) = &entry.write {
-            self.worker.settle(write, reply);
-        }
+        let acks = entry.write.as_ref().map(|write| {
+            self.worker.settle(write, reply, entry.queued);
+            self.worker.acks(write)
+        });
         if !matches!(entry.kind, Kind::Blocking) {
             self.worker.left();
         }
         let Some(client) = entry.client else { return };
+        if let Some(acks) = acks.filter(|acks| !acks.is_empty()) {
+            client.await_acks(acks);
+        }
         self.worker.stats.answered(entry.command, error, entry.queued);
         match entry.kind {
             Kind::Instead(bytes) => client.reply(bytes),
+            Kind::Selects(selects) => {
+                client.reply(reply);
+                if let Some(db) = selected(reply, &selects) {
+                    client.apply(StateChange::Select(db));
+                }
+            }
+            Kind::ChangesRights => {
+                if !error {
+                    self.worker.shared.rights.note_change();
+                }
+                client.reply(reply);
+            }
+            Kind::Quit => {
+                client.reply(reply);
+                client.closing.set(true);
+            }
+            Kind::Reset => {
+                client.reply(reply);
+                if !error {
+                    client.reset();
+                }
+            }
+            Kind::Multi => {
+                client.reply(reply);
+                if error {
+                    client.lose_transaction();
+                }
+            }
             Kind::Change(change) => {
                 client.reply(reply);
                 if !error && !crate::session::effect::is_null(reply) {
@@ -523,119 +551,9 @@ impl Upstream {
         client.answered();
     }
 
-    /// The connection is lost. What was not sent stays; what was sent is sent again where that is harmless.
-    fn handle_loss(self: &Rc<Self>) {
-        let owner_has_state = self.exclusive && self.owner.borrow().as_ref().is_some_and(|owner| owner.has_pin_state());
-        if owner_has_state {
-            self.close_owner();
-            self.closed.set(true);
-            return;
-        }
-        let mut queue = self.queue.borrow_mut();
-        let Queue {
-            mut out,
-            sent,
-            in_flight,
-        } = std::mem::take(&mut *queue);
-        let mut lost = Vec::new();
-        let mut offset = 0;
-        for mut entry in in_flight {
-            let bytes = out.split_to(entry.len);
-            let was_sent = offset < sent;
-            offset += entry.len;
-            if was_sent && !entry.repeatable {
-                lost.push(entry);
-                continue;
-            }
-            if was_sent && let Some(write) = &mut entry.write {
-                // It may happen twice: only the authority can tell what came of it.
-                if let SessionWrite::Keys(planned) = &mut **write {
-                    let keys: Vec<Bytes> = planned.keys().cloned().collect();
-                    *planned = Planned::unknown(keys);
-                }
-            }
-            queue.out.extend_from_slice(&bytes);
-            queue.in_flight.push_back(entry);
-        }
-        drop(queue);
-        let side = self.authority;
-        for entry in lost {
-            let text = format!(
-                "-ERR sessionferry: the connection to the {side} Redis was lost before it replied; \
-                 the command may or may not have been executed\r\n"
-            );
-            self.finish(entry, text.as_bytes(), true);
-        }
-        self.worker.flush_clients();
-    }
-
-    /// Answers what has waited too long for a server that is away.
-    fn expire_parked(self: &Rc<Self>) {
-        loop {
-            let mut queue = self.queue.borrow_mut();
-            if queue
-                .in_flight
-                .front()
-                .is_none_or(|entry| entry.queued.elapsed() < PARK_LIMIT)
-            {
-                break;
-            }
-            let Some(entry) = queue.in_flight.pop_front() else {
-                break;
-            };
-            queue.out.advance(entry.len);
-            queue.sent = queue.sent.saturating_sub(entry.len);
-            drop(queue);
-            let side = self.authority;
-            let text = format!("-ERR sessionferry: the {side} Redis cannot be reached; gave up after 4 s\r\n");
-            self.finish(entry, text.as_bytes(), true);
-        }
-        self.worker.flush_clients();
-    }
-
-    /// The server refused the connection itself: that is its answer to everything.
-    fn refuse_all(self: &Rc<Self>, reply: &[u8]) {
-        loop {
-            let mut queue = self.queue.borrow_mut();
-            let Some(entry) = queue.in_flight.pop_front() else {
-                break;
-            };
-            queue.out.advance(entry.len);
-            queue.sent = 0;
-            drop(queue);
-            self.finish(entry, reply, true);
-        }
-        self.worker.flush_clients();
-    }
-
     fn close_owner(&self) {
         if let Some(owner) = self.owner.borrow().as_ref() {
-            owner.close();
+            owner.end();
         }
     }
-
-    /// The connection is closed on purpose: sessions settle as unknown, and nobody is answered.
-    fn drop_all(&self) {
-        loop {
-            let entry = self.queue.borrow_mut().in_flight.pop_front();
-            let Some(entry) = entry else { break };
-            if let Some(write) = &entry.write {
-                self.worker.abandon(write);
-            }
-            if !matches!(entry.kind, Kind::Blocking) {
-                self.worker.left();
-            }
-            if let Some(client) = entry.client {
-                client.answered();
-            }
-        }
-        self.owner.borrow_mut().take();
-    }
-}
-
-#[derive(Debug)]
-enum Refusal {
-    Io(io::Error),
-    /// The server's own error reply to the handshake.
-    Server(Bytes),
 }

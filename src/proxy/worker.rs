@@ -1,6 +1,10 @@
 //! One worker: a thread, its clients, their upstream connections. Nothing in here is shared with another thread but
 //! through [`Shared`], so that the way of a command needs no lock and no wake-up of another thread.
 
+mod connections;
+mod crossing;
+mod writes;
+
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -8,50 +12,48 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use rustc_hash::FxHashMap;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::sleep;
 
-use super::Shared;
 use super::client::Client;
 use super::downstream::Downstream;
+use super::handover::{Handover, Known};
 use super::identity::{Identity, Labels};
 use super::stats::WorkerStats;
-use super::upstream::{InFlight, SessionWrite, Upstream};
-use crate::command::CommandId;
-use crate::journal::{RecordedEffect, Writer};
-use crate::net::stream::{ReadHalf, WriteHalf, split_tcp, split_unix};
-use crate::resp::{Args, RequestScanner};
+use super::upstream::Upstream;
+use super::{Shared, balance};
+use crate::journal::Writer;
+use crate::net::stream::{Detached, ReadHalf, WriteHalf, split_tcp, split_tls, split_unix, tune};
 use crate::status::Authority;
+use connections::Kept;
+pub(super) use crossing::shorten_timeout;
 
 /// Bytes read from a client at once.
 const SCRATCH_LEN: usize = 64 * 1024;
-/// Idle connections kept per identity for transactions and blocking commands.
-const MAX_KEPT: usize = 16;
-/// How long connections to the other server may take before a cutover is refused.
-const PREPARE_TIMEOUT: Duration = Duration::from_secs(2);
-/// A write whose reply will never come (CLIENT REPLY OFF) is read again after this.
-const SETTLE_LATER: Duration = Duration::from_millis(100);
-
-/// A client as the acceptor hands it over.
-#[derive(Debug)]
-pub(super) enum Accepted {
-    Tcp(std::net::TcpStream),
-    Unix(std::os::unix::net::UnixStream),
-}
+/// How often spares that were taken are opened again.
+const REFILL_EVERY: Duration = Duration::from_secs(1);
+/// After so many of those, connections that nobody has used since are closed.
+const REFILLS_A_TIDY: u32 = 10;
 
 /// What a worker is told.
 #[derive(Debug)]
 pub(super) enum Order {
-    Serve(Accepted),
+    Serve(Box<Handover>),
+    /// Give such a part of the clients to another worker, each once it is idle.
+    Shed {
+        to: usize,
+        share: f64,
+    },
     /// Connect to `authority` in every identity in use.
     Prepare {
         authority: Authority,
         done: oneshot::Sender<Result<(), String>>,
     },
-    /// Start no new command; say when the last reply is there.
+    /// Start no new command; say when the last reply is there, or what waits for one is lifted.
     Hold {
+        gives_up: bool,
         done: oneshot::Sender<()>,
     },
     /// Go on, with this authority.
@@ -65,6 +67,13 @@ pub(super) enum Order {
     Stop,
 }
 
+/// A worker as the acceptor and the other workers see it.
+#[derive(Clone, Debug)]
+pub(super) struct Peer {
+    pub(super) orders: mpsc::UnboundedSender<Order>,
+    pub(super) stats: Arc<WorkerStats>,
+}
+
 /// One worker's state; everything on its thread holds an `Rc` of it.
 pub(super) struct Worker {
     pub(super) shared: Arc<Shared>,
@@ -75,12 +84,14 @@ pub(super) struct Worker {
     pub(super) held: Cell<bool>,
     pub(super) draining: Cell<bool>,
     index: usize,
+    /// All workers, this one included.
+    peers: Vec<Peer>,
     journal: RefCell<Writer>,
     clients: RefCell<FxHashMap<u64, Rc<Client>>>,
     next_client: Cell<u64>,
     upstreams: RefCell<HashMap<Identity, Rc<Upstream>>>,
     prepared: RefCell<HashMap<Identity, Rc<Upstream>>>,
-    kept: RefCell<HashMap<Identity, Vec<Rc<Upstream>>>>,
+    kept: RefCell<HashMap<(Identity, Labels), Kept>>,
     next_upstream: Cell<u64>,
     /// Commands whose replies a hold has to wait for.
     in_flight: Cell<usize>,
@@ -103,11 +114,12 @@ impl Worker {
     /// Serves until the orders end.
     pub(super) async fn run(
         shared: Arc<Shared>,
-        stats: Arc<WorkerStats>,
         index: usize,
         authority: Authority,
+        peers: Vec<Peer>,
         mut orders: mpsc::UnboundedReceiver<Order>,
     ) {
+        let stats = peers[index].stats.clone();
         let journal = RefCell::new(Writer::new(shared.journal.clone(), index));
         let worker = Rc::new(Worker {
             shared,
@@ -117,6 +129,7 @@ impl Worker {
             held: Cell::new(false),
             draining: Cell::new(false),
             index,
+            peers,
             journal,
             clients: RefCell::default(),
             next_client: Cell::new(0),
@@ -133,11 +146,38 @@ impl Worker {
         });
         // Most clients speak as nobody in particular to database 0: that connection stands before the first comes.
         worker.shared_upstream(&Identity::default());
+        let measuring = tokio::task::spawn_local({
+            let stats = worker.stats.clone();
+            async move {
+                let mut last = (Instant::now(), cpu_time());
+                loop {
+                    sleep(balance::LOOK_EVERY).await;
+                    let now = (Instant::now(), cpu_time());
+                    stats.set_busy((now.1 - last.1).as_secs_f64() / (now.0 - last.0).as_secs_f64());
+                    last = now;
+                }
+            }
+        });
+        let tidying = tokio::task::spawn_local({
+            let worker = worker.clone();
+            async move {
+                let mut round: u32 = 0;
+                loop {
+                    sleep(REFILL_EVERY).await;
+                    worker.refill();
+                    round = round.wrapping_add(1);
+                    if round.is_multiple_of(REFILLS_A_TIDY) {
+                        worker.tidy();
+                    }
+                }
+            }
+        });
         while let Some(order) = orders.recv().await {
             match order {
-                Order::Serve(accepted) => worker.serve(accepted),
+                Order::Serve(client) => worker.serve(*client),
+                Order::Shed { to, share } => worker.shed(to, share),
                 Order::Prepare { authority, done } => worker.prepare(authority, done),
-                Order::Hold { done } => worker.hold(done),
+                Order::Hold { gives_up, done } => worker.hold(gives_up, done),
                 Order::Release { authority, done } => {
                     worker.release(authority);
                     let _ = done.send(());
@@ -146,23 +186,86 @@ impl Worker {
                 Order::Stop => break,
             }
         }
+        measuring.abort();
+        tidying.abort();
         worker.journal.borrow_mut().finish();
     }
 
-    fn serve(self: &Rc<Self>, accepted: Accepted) {
-        let halves: std::io::Result<(ReadHalf, WriteHalf)> = match accepted {
-            Accepted::Tcp(stream) => tokio::net::TcpStream::from_std(stream).map(split_tcp),
-            Accepted::Unix(stream) => tokio::net::UnixStream::from_std(stream).map(split_unix),
+    /// Lets clients go to another worker.
+    fn shed(&self, to: usize, share: f64) {
+        let clients = self.clients.borrow();
+        let count = (clients.len() as f64 * share).ceil() as usize;
+        for client in clients.values().take(count) {
+            client.leaves_to.set(Some(to));
+            client.wake();
+        }
+    }
+
+    /// A client has left, with nothing unanswered.
+    pub(super) fn hand_over(&self, to: usize, client: Handover) {
+        let Some(peer) = self.peers.get(to) else { return };
+        // Counted there before it is no longer counted here: nobody who waits for the last client goes too early.
+        peer.stats.client_moved_here();
+        if peer.orders.send(Order::Serve(Box::new(client))).is_err() {
+            peer.stats.client_gone();
+        }
+    }
+
+    fn serve(self: &Rc<Self>, client: Handover) {
+        let (socket, known) = client.parts();
+        let halves: std::io::Result<(ReadHalf, WriteHalf)> = match socket {
+            // Those that are through their handshake do not change their worker: this one is new.
+            Detached::Tcp(stream) if self.shared.tls.is_some() => {
+                let worker = self.clone();
+                tokio::task::spawn_local(async move { worker.serve_securely(stream, known).await });
+                return;
+            }
+            Detached::Tcp(stream) => tokio::net::TcpStream::from_std(stream).map(split_tcp),
+            Detached::Unix(stream) => tokio::net::UnixStream::from_std(stream).map(split_unix),
         };
         let Ok((reader, writer)) = halves else {
             self.stats.client_gone();
             return;
         };
+        self.welcome(reader, writer, known);
+    }
+
+    /// The handshake is the client's own affair: nobody waits for it.
+    async fn serve_securely(self: &Rc<Self>, stream: std::net::TcpStream, known: Known) {
+        let session = match (&self.shared.tls, tokio::net::TcpStream::from_std(stream)) {
+            (Some(tls), Ok(stream)) => {
+                tune(&stream);
+                tls.accept(stream).await
+            }
+            (_, Err(error)) => Err(error.to_string()),
+            (None, _) => return,
+        };
+        match session {
+            Ok(session) => {
+                let (reader, writer) = split_tls(session);
+                self.welcome(reader, writer, known);
+            }
+            Err(reason) => {
+                tracing::warn!(%reason, "no TLS with a client; closing it");
+                self.stats.client_gone();
+            }
+        }
+    }
+
+    fn welcome(self: &Rc<Self>, reader: ReadHalf, writer: WriteHalf, known: Known) {
         let id = self.next_client.get() * self.shared.workers as u64 + self.index as u64;
         self.next_client.set(self.next_client.get() + 1);
-        let client = Client::new(self, id, writer);
+        let identity = known.identity(self.shared.rights.changes());
+        let Known {
+            input,
+            labels,
+            admitted,
+            ..
+        } = known;
+        let client = Client::new(self, id, writer, identity, labels);
+        client.admitted.set(client.admitted.get() || admitted);
         self.clients.borrow_mut().insert(id, client.clone());
-        tokio::task::spawn_local(Downstream::new(client, reader).run());
+        tokio::task::spawn_local(Downstream::new(client, reader, input).run());
     }
 
     pub(super) fn remove(&self, id: u64) {
@@ -171,119 +274,6 @@ impl Worker {
         self.backlogged.borrow_mut().remove(&id);
         self.stats.held.store(self.parked.borrow().len() as u64, Relaxed);
         self.stats.client_gone();
-    }
-
-    // --- upstream connections ---
-
-    pub(super) fn next_upstream_id(&self) -> u64 {
-        let next = self.next_upstream.get();
-        self.next_upstream.set(next + 1);
-        next * self.shared.workers as u64 + self.index as u64
-    }
-
-    /// The connection that all clients of this identity share.
-    pub(super) fn shared_upstream(self: &Rc<Self>, identity: &Identity) -> Rc<Upstream> {
-        if let Some(upstream) = self.upstreams.borrow().get(identity) {
-            return upstream.clone();
-        }
-        let upstream = Upstream::open(self, self.authority.get(), identity.clone(), None);
-        self.upstreams.borrow_mut().insert(identity.clone(), upstream.clone());
-        upstream
-    }
-
-    /// The shared connection of this identity, if it stands: the proof that the identity is good.
-    pub(super) fn known_upstream(&self, identity: &Identity) -> Option<Rc<Upstream>> {
-        self.upstreams
-            .borrow()
-            .get(identity)
-            .filter(|upstream| upstream.connected.get())
-            .cloned()
-    }
-
-    /// A connection for one client alone.
-    pub(super) fn exclusive_upstream(self: &Rc<Self>, identity: &Identity, labels: &Labels) -> Rc<Upstream> {
-        if let Some(kept) = self.kept.borrow_mut().get_mut(identity) {
-            while let Some(upstream) = kept.pop() {
-                if upstream.connected.get() && upstream.labels == *labels {
-                    return upstream;
-                }
-                upstream.close();
-            }
-        }
-        Upstream::open(self, self.authority.get(), identity.clone(), Some(labels.clone()))
-    }
-
-    /// Takes back a connection that no client needs any more.
-    pub(super) fn keep(&self, upstream: Rc<Upstream>) {
-        let mut kept = self.kept.borrow_mut();
-        let list = kept.entry(upstream.identity.clone()).or_default();
-        if upstream.authority == self.authority.get() && upstream.connected.get() && list.len() < MAX_KEPT {
-            list.push(upstream);
-        } else {
-            upstream.close();
-        }
-    }
-
-    pub(super) fn upstream_error(&self) {
-        self.stats.upstream_errors.fetch_add(1, Relaxed);
-    }
-
-    // --- session writes ---
-
-    /// Registers what is about to be sent, and puts it on its way to the journal.
-    pub(super) fn begin(&self, upstream: u64, write: &SessionWrite) {
-        let tee = &self.shared.tee;
-        let mut journal = self.journal.borrow_mut();
-        match write {
-            SessionWrite::Keys(planned) => {
-                for (key, hope) in planned.hopes(now_ms()) {
-                    let seq = tee.begin(upstream, key);
-                    if self.shared.journaled {
-                        journal.append(seq, key, &RecordedEffect::from(&hope));
-                    }
-                }
-            }
-            SessionWrite::Wipe => {
-                let seq = tee.begin_wipe();
-                if self.shared.journaled {
-                    journal.append(seq, b"", &RecordedEffect::Wipe);
-                }
-            }
-        }
-    }
-
-    #[inline]
-    pub(super) fn flush_journal(&self) {
-        self.journal.borrow_mut().flush();
-    }
-
-    /// The reply is there: what changed goes to the sinks.
-    pub(super) fn settle(&self, write: &SessionWrite, reply: &[u8]) {
-        match write {
-            SessionWrite::Keys(planned) => {
-                for (key, effect) in planned.settle(reply, now_ms()) {
-                    self.shared.tee.settle(key, effect);
-                }
-            }
-            SessionWrite::Wipe => self.shared.tee.settle_wipe(),
-        }
-    }
-
-    /// The reply will never come.
-    pub(super) fn abandon(&self, write: &SessionWrite) {
-        match write {
-            SessionWrite::Keys(planned) => planned.keys().for_each(|key| self.shared.tee.abandon(key)),
-            SessionWrite::Wipe => self.shared.tee.settle_wipe(),
-        }
-    }
-
-    /// For a command that gets no reply.
-    pub(super) fn settle_later(self: &Rc<Self>, write: SessionWrite) {
-        let worker = self.clone();
-        tokio::task::spawn_local(async move {
-            sleep(SETTLE_LATER).await;
-            worker.abandon(&write);
-        });
     }
 
     // --- batching ---
@@ -315,150 +305,16 @@ impl Worker {
         }
     }
 
-    // --- hold and release ---
-
-    pub(super) fn entered(&self) {
-        self.in_flight.set(self.in_flight.get() + 1);
-    }
-
-    pub(super) fn left(&self) {
-        self.in_flight.set(self.in_flight.get() - 1);
-        if self.in_flight.get() == 0 {
-            self.report_hold();
-        }
-    }
-
-    fn report_hold(&self) {
-        if self.held.get()
-            && let Some(done) = self.hold_done.take()
-        {
-            let _ = done.send(());
-        }
-    }
-
-    pub(super) fn park(&self, client: &Rc<Client>) {
-        self.parked.borrow_mut().insert(client.id, client.clone());
-        self.stats.held.store(self.parked.borrow().len() as u64, Relaxed);
-    }
-
-    pub(super) fn park_backlogged(&self, client: &Rc<Client>) {
-        self.backlogged.borrow_mut().insert(client.id, client.clone());
-    }
-
-    pub(super) fn wake_backlogged(&self) {
-        if !self.backlogged.borrow().is_empty() {
-            self.backlogged.take().values().for_each(|client| client.wake());
-        }
-    }
-
-    fn hold(&self, done: oneshot::Sender<()>) {
-        self.held.set(true);
-        self.hold_done.set(Some(done));
-        if self.in_flight.get() == 0 {
-            self.report_hold();
-        }
-    }
-
-    fn prepare(self: &Rc<Self>, authority: Authority, done: oneshot::Sender<Result<(), String>>) {
-        let identities: Vec<Identity> = self.upstreams.borrow().keys().cloned().collect();
-        let prepared: HashMap<_, _> = identities
-            .into_iter()
-            .map(|identity| (identity.clone(), Upstream::open(self, authority, identity, None)))
-            .collect();
-        for (_, old) in self.prepared.replace(prepared.clone()) {
-            old.close();
-        }
-        // Scripts belong to a server: one worker loads them for all. The hold waits for their replies.
-        if let (0, Some(upstream)) = (self.index, prepared.get(&Identity::default())) {
-            for frame in self.shared.scripts.commands() {
-                upstream.send(&frame, InFlight::unowned(CommandId::lookup(b"script"), frame.len()));
-            }
-        }
-        tokio::task::spawn_local(async move {
-            let start = Instant::now();
-            // A client that speaks as nobody may be refused there as it is here: one good identity is enough.
-            while !prepared.values().any(|upstream| upstream.connected.get()) {
-                if start.elapsed() > PREPARE_TIMEOUT {
-                    let _ = done.send(Err(format!("cannot connect to the {authority} Redis within 2 s")));
-                    return;
-                }
-                sleep(Duration::from_millis(2)).await;
-            }
-            // The others get a moment to stand too.
-            let patience = Instant::now() + Duration::from_millis(50);
-            while !prepared.values().all(|upstream| upstream.connected.get()) && Instant::now() < patience {
-                sleep(Duration::from_millis(2)).await;
-            }
-            let _ = done.send(Ok(()));
-        });
-    }
-
-    fn release(self: &Rc<Self>, authority: Authority) {
-        if authority != self.authority.get() {
-            self.authority.set(authority);
-            self.generation.set(self.generation.get() + 1);
-            let old = self.upstreams.replace(self.prepared.take());
-            let kept = self.kept.take();
-            old.values()
-                .chain(kept.values().flatten())
-                .for_each(|upstream| upstream.close());
-            let clients: Vec<Rc<Client>> = self.clients.borrow().values().cloned().collect();
-            for client in clients {
-                client.move_to(authority);
-            }
-        } else {
-            self.prepared.take().values().for_each(|upstream| upstream.close());
-        }
-        self.held.set(false);
-        self.hold_done.set(None);
-        self.stats.held.store(0, Relaxed);
-        self.parked.take().values().for_each(|client| client.wake());
-    }
-
     fn drain(&self) {
         self.draining.set(true);
         self.clients.borrow().values().for_each(|client| client.wake());
     }
+}
 
-    /// A blocked command with what is left of its timeout, in place of the whole.
-    pub(super) fn shorten_timeout(&self, frame: &Bytes, sent: Option<Instant>) -> Bytes {
-        let waited = sent.map_or(Duration::ZERO, |sent| sent.elapsed()).as_secs_f64();
-        let Ok(Some(_)) = RequestScanner::default().scan(frame) else {
-            return frame.clone();
-        };
-        let mut args: Vec<Vec<u8>> = Args::new(frame).map(<[u8]>::to_vec).collect();
-        let name = args[0].to_ascii_lowercase();
-        // Where the timeout stands, and how many of its units a second has.
-        let (position, unit) = match name.as_slice() {
-            b"blpop" | b"brpop" | b"brpoplpush" | b"blmove" | b"bzpopmin" | b"bzpopmax" => (args.len() - 1, 1.0),
-            b"blmpop" | b"bzmpop" => (1, 1.0),
-            b"xread" | b"xreadgroup" => match args.iter().position(|arg| arg.eq_ignore_ascii_case(b"block")) {
-                Some(block) if block + 1 < args.len() => (block + 1, 1000.0),
-                _ => return frame.clone(),
-            },
-            _ => return frame.clone(),
-        };
-        let Some(timeout) = std::str::from_utf8(&args[position])
-            .ok()
-            .and_then(|text| text.parse::<f64>().ok())
-        else {
-            return frame.clone();
-        };
-        // 0 means for ever; what is left must not become that.
-        if timeout <= 0.0 {
-            return frame.clone();
-        }
-        let left = (timeout - waited * unit).max(0.001 * unit);
-        args[position] = if unit > 1.0 {
-            format!("{left:.0}")
-        } else {
-            format!("{left:.3}")
-        }
-        .into_bytes();
-        let mut out = Vec::new();
-        crate::resp::request::encode(&args, &mut out);
-        out.into()
-    }
+/// What this thread has spent on a CPU.
+fn cpu_time() -> Duration {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
 }
 
 /// Wall clock, ms since the Unix epoch.

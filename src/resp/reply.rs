@@ -56,6 +56,10 @@ impl ReplyScanner {
             let Some(end) = line_end(&buffer[self.pos..])? else {
                 return Ok(None);
             };
+            if end == 0 {
+                // A line without anything has no type either.
+                return Err(ProtocolError::InvalidReply(kind));
+            }
             let text = &buffer[self.pos + 1..self.pos + end];
             let next = self.pos + end + 2;
             match kind {
@@ -116,12 +120,19 @@ impl ReplyScanner {
 /// Where the CR of the line at the start of `bytes` is, once the LF is there too.
 #[inline]
 fn line_end(bytes: &[u8]) -> Result<Option<usize>, ProtocolError> {
-    match memchr::memchr(b'\r', bytes) {
-        Some(end) if end + 1 < bytes.len() => Ok(Some(end)),
-        Some(_) => Ok(None),
+    let mut from = 0;
+    while let Some(at) = memchr::memchr(b'\r', &bytes[from..]) {
+        match bytes.get(from + at + 1) {
+            Some(b'\n') => return Ok(Some(from + at)),
+            // A carriage return alone ends nothing.
+            Some(_) => from += at + 1,
+            None => break,
+        }
+    }
+    match bytes.len() {
         // Simple strings and errors have no length of their own; no Redis sends one this long.
-        None if bytes.len() > 16 * MAX_LINE_LEN => Err(ProtocolError::InvalidReplyLength),
-        None => Ok(None),
+        len if len > 16 * MAX_LINE_LEN => Err(ProtocolError::InvalidReplyLength),
+        _ => Ok(None),
     }
 }
 
@@ -157,6 +168,7 @@ mod tests {
         for (bytes, kind) in [
             ("+OK\r\n", b'+'),
             ("-ERR x\r\n", b'-'),
+            ("-ERR a\rb\r\n", b'-'),
             (":12\r\n", b':'),
             ("$-1\r\n", b'$'),
             ("$0\r\n\r\n", b'$'),
@@ -185,7 +197,14 @@ mod tests {
 
     #[test]
     fn refuses_what_is_no_reply() {
-        for bad in ["HTTP/1.1 400\r\n", "$x\r\n", "*-2\r\n", "$99999999999\r\n"] {
+        for bad in [
+            "HTTP/1.1 400\r\n",
+            "\r\n",
+            "*1\r\n\r\n",
+            "$x\r\n",
+            "*-2\r\n",
+            "$99999999999\r\n",
+        ] {
             assert!(ReplyScanner::default().scan(bad.as_bytes()).is_err(), "{bad:?}");
         }
     }

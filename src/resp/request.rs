@@ -76,7 +76,7 @@ impl RequestScanner {
                     if line(buffer, self.pos, ProtocolError::BulkCountTooBig)?.is_none() {
                         return Ok(None);
                     }
-                    return Err(ProtocolError::ExpectedBulk(other as char));
+                    return Err(ProtocolError::ExpectedBulk(other));
                 }
             }
             let Some((digits, start)) = line(buffer, self.pos + 1, ProtocolError::BulkCountTooBig)? else {
@@ -174,7 +174,8 @@ pub struct Args<'a> {
 impl<'a> Args<'a> {
     /// `frame` must be a whole multibulk request that [`RequestScanner`] has found.
     pub fn new(frame: &'a [u8]) -> Self {
-        let pos = memchr::memchr(b'\n', frame).map_or(frame.len(), |end| end + 1);
+        // As Redis and the scanner: a line ends with a carriage return and whatever byte comes next.
+        let pos = memchr::memchr(b'\r', frame).map_or(frame.len(), |end| end + 2);
         Args { frame, pos }
     }
 }
@@ -275,6 +276,20 @@ mod tests {
             scan_all(b"*0\r\n*-1\r\n\r\n\nPING\r\n").unwrap(),
             [(4, 0), (5, 0), (2, 0), (1, 0), (6, 1)]
         );
+    }
+
+    #[test]
+    fn arguments_are_found_where_the_scanner_found_them() {
+        // Redis looks at the carriage return of a line alone.
+        for frame in [
+            &b"*1\r\n$4\r\nPING\r\n"[..],
+            b"*1\r\r$4\rxPING\r\n",
+            b"*1\rx$4\r\nPING\xec\r",
+        ] {
+            let request = RequestScanner::default().scan(frame).unwrap().unwrap();
+            assert_eq!((request.len, &frame[request.name]), (frame.len(), &b"PING"[..]));
+            assert_eq!(Args::new(frame).collect::<Vec<_>>(), [b"PING"]);
+        }
     }
 
     proptest! {

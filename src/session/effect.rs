@@ -24,6 +24,13 @@ pub enum Effect {
     Unknown,
 }
 
+impl Effect {
+    /// Whether it says what the session is now; otherwise its key is dirty.
+    pub fn is_known(&self) -> bool {
+        matches!(self, Effect::Put { .. } | Effect::Delete)
+    }
+}
+
 /// A time to live as the command states it; absolute only once the reply is seen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Lifetime {

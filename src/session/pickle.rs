@@ -20,11 +20,13 @@ pub(crate) mod global;
 mod machine;
 mod opcode;
 mod text;
+mod write;
 
 use machine::Machine;
 
 pub(crate) use datetime::isoformat;
 pub(crate) use text::push_code_point;
+pub use write::write;
 
 use super::object::{Dict, Heap, HeapFull, MAX_INT_BYTES, MAX_OBJECTS, MAX_VALUE_BYTES, Object, Span};
 

@@ -2,6 +2,7 @@
 
 use super::json::{self, Charset, JsonError, NotJson};
 use super::object::Dict;
+use super::pickle;
 use super::signing::{Signer, SigningError};
 use super::value::{self, Serializer, Undecodable};
 
@@ -117,6 +118,17 @@ impl RowCodec {
         let payload = self.signer.open(session_data)?;
         read(&payload)?;
         Ok(payload)
+    }
+
+    /// The Redis value that Django would have written for the row's session: a pickle, not compressed, which every
+    /// configuration of the built-in backend and every one of django-redis with pickle reads.
+    ///
+    /// # Errors
+    /// The same as for [`RowCodec::payload`].
+    pub fn value(&self, session_data: &str) -> Result<Vec<u8>, RowError> {
+        let payload = self.signer.open(session_data)?;
+        let dict = read(&payload)?;
+        pickle::write(&dict).ok_or(RowError::Pickle)
     }
 
     /// Whether the row holds the session that `value` holds.

@@ -9,6 +9,8 @@
 //! base64 is the URL-safe alphabet without padding. The same bytes come from Django 3.2 to 6.1. Not read: rows from
 //! before Django 3.1, and signatures with SHA-1, which Django 4.0 refuses as well.
 
+use std::cell::RefCell;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use flate2::{Compress, Compression, Decompress, FlushCompress, Status};
@@ -162,20 +164,27 @@ fn unsigned(session_data: &str) -> SigningError {
     }
 }
 
+thread_local! {
+    /// Its tables are a few hundred KiB: making them anew took as long as compressing a session.
+    static DEFLATE: RefCell<Compress> = RefCell::new(Compress::new(Compression::new(ZLIB_LEVEL), true));
+}
+
 /// One zlib stream. Other compressors give other bytes for the same level; Django reads them all.
 fn compress(payload: &[u8]) -> Vec<u8> {
-    let mut stream = Compress::new(Compression::new(ZLIB_LEVEL), true);
-    // zlib's own bound, generously: stored blocks cost five bytes per 16 KiB, header and checksum six.
-    let mut out = Vec::with_capacity(payload.len() + payload.len() / 1024 + 64);
-    loop {
-        let rest = payload.get(stream.total_in() as usize..).unwrap_or_default();
-        match stream.compress_vec(rest, &mut out, FlushCompress::Finish) {
-            Ok(Status::StreamEnd) => return out,
-            Ok(_) => out.reserve(out.capacity()),
-            // Compressing into memory cannot fail; were it to, an uncompressed row is as good.
-            Err(_) => return payload.to_vec(),
+    DEFLATE.with_borrow_mut(|stream| {
+        stream.reset();
+        // zlib's own bound, generously: stored blocks cost five bytes per 16 KiB, header and checksum six.
+        let mut out = Vec::with_capacity(payload.len() + payload.len() / 1024 + 64);
+        loop {
+            let rest = payload.get(stream.total_in() as usize..).unwrap_or_default();
+            match stream.compress_vec(rest, &mut out, FlushCompress::Finish) {
+                Ok(Status::StreamEnd) => return out,
+                Ok(_) => out.reserve(out.capacity()),
+                // Compressing into memory cannot fail; were it to, an uncompressed row is as good.
+                Err(_) => return payload.to_vec(),
+            }
         }
-    }
+    })
 }
 
 fn push_base62(row: &mut String, number: i64) {

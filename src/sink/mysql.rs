@@ -124,8 +124,8 @@ impl Dialect for Mysql {
             // --read-only, --super-read-only, a read-only transaction.
             1290 | 1792 | 1836 => Kind::ReadOnly,
             1021 | 1037 | 1038 | 1041 | 1114 => Kind::Full,
-            // Too many connections, lock wait, deadlock.
-            1040 | 1203 | 1205 | 1213 => Kind::Busy,
+            // Too many connections, lock wait, deadlock; a row or a table that somebody else changed meanwhile.
+            1040 | 1203 | 1205 | 1213 | 1020 | 1412 | 1684 => Kind::Busy,
             1317 | 1969 | 3024 => Kind::Timeout,
             1053 | 1129 | 1130 | 1927 => Kind::Refused,
             // NULL, packet too large, out of range, bad date, bad text, too long.

@@ -16,7 +16,8 @@ use tokio::sync::Mutex;
 
 pub use self::error::{StoreError, StoreErrorKind};
 pub use self::facts::{Role, ServerFacts};
-pub use self::link::{CONNECT_TIMEOUT, RESPONSE_TIMEOUT};
+pub use self::link::RESPONSE_TIMEOUT;
+pub use crate::net::endpoint::CONNECT_TIMEOUT;
 
 use self::error::Fault;
 use self::facts::time_ms;
@@ -60,6 +61,14 @@ pub enum RedisWrite {
     },
 }
 
+/// What a Redis shall hold under a key that it does not have.
+#[derive(Clone, PartialEq, Eq)]
+pub struct NewKey {
+    pub key: Bytes,
+    pub value: Bytes,
+    pub deadline: Deadline,
+}
+
 // Sessions are secrets: what may end up in a log shows none of them.
 impl fmt::Debug for Stored {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -82,7 +91,7 @@ impl fmt::Debug for RedisWrite {
 
 /// One Redis, connected to when first needed and again after an error. A clone shares the connection.
 ///
-/// Every method ends within [`CONNECT_TIMEOUT`] plus [`RESPONSE_TIMEOUT`] per pipeline. All may be cancelled: a write
+/// Every method ends within the endpoint's `connect_timeout` plus [`RESPONSE_TIMEOUT`] per pipeline. All may be cancelled: a write
 /// that was sent and not awaited is still executed before any later write of the same store.
 #[derive(Clone)]
 pub struct RedisStore {
@@ -193,6 +202,42 @@ impl RedisStore {
         Ok(())
     }
 
+    /// Makes those keys that are not there, and leaves the others; answers which it made. Deadlines must lie ahead.
+    pub async fn write_new(&self, keys: &[NewKey], now_ms: i64) -> Result<Vec<bool>, StoreError> {
+        const OPERATION: &str = "write new";
+        let mut made = Vec::with_capacity(keys.len());
+        for chunk in keys.chunks(READ_CHUNK) {
+            let mut pipeline = Pipeline::with_capacity(chunk.len());
+            for NewKey { key, value, deadline } in chunk {
+                let set = pipeline.cmd("SET").arg(&key[..]).arg(&value[..]).arg("NX");
+                // What every version knows; the clocks are compared by `check`.
+                if let Some(left) = deadline.remaining_ms(now_ms) {
+                    set.arg("PX").arg(left.max(1));
+                }
+            }
+            let replies = self.exchange(OPERATION, &pipeline).await?;
+            first_error(&replies).map_err(|fault| self.error(fault, OPERATION))?;
+            made.extend(replies.iter().map(|reply| !matches!(reply, Value::Nil)));
+        }
+        Ok(made)
+    }
+
+    /// Deletes a key that still holds `value`.
+    pub async fn delete_if(&self, key: &Bytes, value: &Bytes) -> Result<(), StoreError> {
+        let stored = self.read(std::slice::from_ref(key)).await?;
+        if matches!(&stored[..], [Stored::Value { value: now, .. }] if now == value) {
+            self.write(&[RedisWrite::Delete { key: key.clone() }]).await?;
+        }
+        Ok(())
+    }
+
+    /// The id of the server's process; `None` where it tells none.
+    pub async fn run_id(&self) -> Result<Option<String>, StoreError> {
+        // A connection to a process that is gone is found to be closed.
+        self.ping().await?;
+        Ok(self.link().await?.identity.run_id.clone())
+    }
+
     /// One step of `SCAN … MATCH glob COUNT count`: the next cursor (0 at the end) and the keys. A key may come twice.
     pub async fn scan(&self, cursor: u64, glob: &str, count: usize) -> Result<(u64, Vec<Bytes>), StoreError> {
         const OPERATION: &str = "scan";
@@ -207,6 +252,35 @@ impl RedisStore {
         let replies = self.exchange(OPERATION, &pipeline).await?;
         first_error(&replies).map_err(|fault| self.error(fault, OPERATION))?;
         scan_reply(replies).ok_or_else(|| self.error(Fault::unexpected("SCAN"), OPERATION))
+    }
+
+    /// The numbers of the databases that have keys.
+    pub async fn databases(&self) -> Result<Vec<u32>, StoreError> {
+        const OPERATION: &str = "info";
+        let mut pipeline = Pipeline::new();
+        pipeline.cmd("INFO").arg("keyspace");
+        let replies = self.exchange(OPERATION, &pipeline).await?;
+        first_error(&replies).map_err(|fault| self.error(fault, OPERATION))?;
+        let info = replies
+            .first()
+            .and_then(text)
+            .ok_or_else(|| self.error(Fault::unexpected("INFO"), OPERATION))?;
+        let number = |line: &str| line.strip_prefix("db")?.split(':').next()?.parse().ok();
+        Ok(info.lines().filter_map(number).collect())
+    }
+
+    /// The same server, another of its databases, over a connection of its own.
+    pub fn numbered(&self, db: u32) -> RedisStore {
+        let mut endpoint = self.inner.endpoint.clone();
+        endpoint.db = db;
+        RedisStore::new(endpoint)
+    }
+
+    /// Deletes every key of this database.
+    pub async fn flush(&self) -> Result<(), StoreError> {
+        let mut pipeline = Pipeline::new();
+        pipeline.cmd("FLUSHDB");
+        self.command("flush", &pipeline).await
     }
 
     /// Which of `keys` exist, in their order.

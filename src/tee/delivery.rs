@@ -9,17 +9,19 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use dashmap::DashMap;
+use tokio::sync::watch;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+use super::linger::Linger;
 use super::pending::{Origin, Taken};
-use super::{Pending, Tee};
+use super::{Pending, Restore, Rows, SinkName, Tee};
 use crate::clock::now_ms;
 use crate::net::Backoff;
 use crate::session::expiry::expire_ms;
 use crate::session::key::is_storable;
-use crate::session::row::RowCodec;
 use crate::session::{Deadline, Effect};
-use crate::sink::{Database, DatabaseError, DatabaseErrorKind, RedisStore, RedisWrite, Row, Stored};
+use crate::sink::{DatabaseError, DatabaseErrorKind, RedisStore, RedisWrite, Row, Stored};
 use crate::status::Authority;
 
 /// Keys per batch.
@@ -27,10 +29,12 @@ const REDIS_BATCH: usize = 512;
 const DATABASE_BATCH: usize = 1000;
 /// Bytes of values per batch.
 const BATCH_BYTES: usize = 4 * 1024 * 1024;
-/// Writes gather this long before a batch is taken, so that one session changed twice is written once, and the cores
-/// forward meanwhile. A drain does not wait.
-const REDIS_LINGER: Duration = Duration::from_millis(2);
-const DATABASE_LINGER: Duration = Duration::from_millis(10);
+/// Writes gather so long before a round of deliveries, at the least and at the most. A row costs several times what a key
+/// in the other Redis does.
+const REDIS_LINGER: [Duration; 2] = [Duration::from_millis(2), Duration::from_millis(500)];
+const DATABASE_LINGER: [Duration; 2] = [Duration::from_millis(10), Duration::from_secs(1)];
+/// The authority may take so long to tell what is dirty before what is known goes ahead.
+const READ_PATIENCE: Duration = Duration::from_millis(300);
 const RETRY_FIRST: Duration = Duration::from_millis(20);
 const RETRY_CAP: Duration = Duration::from_secs(1);
 /// Sessions that a row cannot carry are remembered by name up to this many; beyond, they are only counted.
@@ -39,7 +43,7 @@ const MAX_UNSTORABLE: usize = 100_000;
 const MAX_TOLD: usize = 20;
 
 /// The two Redis servers as the proxy's own client sees them, and which is the authority.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Stores {
     pub source: RedisStore,
     pub target: RedisStore,
@@ -85,14 +89,6 @@ impl Stores {
     }
 }
 
-/// How rows are made.
-pub struct Rows {
-    pub database: Database,
-    pub codec: RowCodec,
-    /// Seconds that a session without an expiry gets in its row.
-    pub cookie_age: i64,
-}
-
 /// What backfill and delivery count.
 #[derive(Debug, Default)]
 pub struct Counters {
@@ -104,7 +100,7 @@ pub struct Counters {
     /// Session keys whose value no row can carry, with the reason.
     pub unstorable: DashMap<Bytes, String>,
     /// A drain is under way: do not linger.
-    pub hurry: AtomicBool,
+    pub hurry: watch::Sender<bool>,
 }
 
 /// One sink's delivery.
@@ -112,10 +108,31 @@ pub struct Delivery {
     pub tee: Arc<Tee>,
     pub stores: Stores,
     pub counters: Arc<Counters>,
+    pub restore: Arc<Restore>,
+    /// Clients wait for these sinks.
+    pub acks: Vec<SinkName>,
+}
+
+/// Why nothing was delivered.
+#[derive(Debug, thiserror::Error)]
+enum Trouble {
+    /// The keys could not be read.
+    #[error("{0}")]
+    Authority(String),
+    #[error("{0}")]
+    Sink(String),
 }
 
 /// A key with what the sink is to be told; `None` for what is not there any more.
 type State = Option<(Bytes, Deadline)>;
+
+/// What a known effect says that the session is.
+fn recorded(effect: &Effect) -> State {
+    match effect {
+        Effect::Put { value, deadline } => Some((value.clone(), *deadline)),
+        _ => None,
+    }
+}
 
 impl Delivery {
     /// Delivers to the Redis that is not the authority, until cancelled.
@@ -129,46 +146,59 @@ impl Delivery {
     }
 
     async fn run(&self, pending: &Pending, rows: Option<&Rows>, stop: &CancellationToken) {
-        let (max, linger) = if rows.is_some() {
+        let (max, [least, most]) = if rows.is_some() {
             (DATABASE_BATCH, DATABASE_LINGER)
         } else {
             (REDIS_BATCH, REDIS_LINGER)
         };
+        // For those who wait for it, it does not linger.
+        let [least, most] = if self.acks.contains(&pending.name) {
+            [Duration::ZERO; 2]
+        } else {
+            [least, most]
+        };
+        let mut linger = Linger::new(least, most);
+        let mut hurry = self.counters.hurry.subscribe();
         let mut backoff = Backoff::new(RETRY_FIRST, RETRY_CAP);
         let mut troubled = false;
+        // Keys that waited when the last linger was over.
+        let mut due = 0_usize;
+        let mut round = Instant::now();
         loop {
-            tokio::select! {
-                () = pending.ready() => {}
-                () = stop.cancelled() => return,
-            }
-            if !self.counters.hurry.load(Relaxed) && pending.len() < max {
-                tokio::time::sleep(linger).await;
-            }
-            let batch = pending.take(max, BATCH_BYTES);
-            let began = Instant::now();
-            let result = match self.states(&batch).await {
-                Ok(states) => {
-                    let written = match rows {
-                        Some(rows) => self.write_database(rows, &states).await,
-                        None => self.write_redis(&states).await,
-                    };
-                    written.map(|()| self.count(pending, &states))
+            if due == 0 {
+                linger.adapt(round.elapsed());
+                tokio::select! {
+                    () = pending.ready() => {}
+                    () = stop.cancelled() => return,
                 }
-                Err(error) => Err(error),
-            };
-            match result {
+                // What backfill waits for is many keys, each once.
+                if pending.backfilling() == 0 && !linger.now().is_zero() {
+                    tokio::select! {
+                        () = tokio::time::sleep(linger.now()) => {}
+                        _ = hurry.wait_for(|hurry| *hurry) => {}
+                        () = stop.cancelled() => return,
+                    }
+                }
+                due = pending.waiting();
+                round = Instant::now();
+            }
+            let batch = pending.take(max.min(due), BATCH_BYTES);
+            due = if batch.is_empty() { 0 } else { due - batch.len() };
+            let began = Instant::now();
+            match self.deliver(pending, rows, &batch).await {
                 Ok(()) => {
                     tracing::debug!(sink = self.name(pending), keys = batch.len(), took = ?began.elapsed(), "delivered");
-                    batch.iter().for_each(|taken| pending.done(taken));
                     pending.connected.store(true, Relaxed);
                     backoff.reset();
                     if std::mem::take(&mut troubled) {
                         tracing::info!(sink = self.name(pending), "delivery goes on");
                     }
                 }
-                Err(error) => {
-                    batch.iter().for_each(|taken| pending.put_back(taken));
-                    pending.connected.store(false, Relaxed);
+                Err(trouble) => {
+                    pending
+                        .connected
+                        .store(matches!(trouble, Trouble::Authority(_)), Relaxed);
+                    let error = trouble.to_string();
                     pending.failed(&error);
                     if !std::mem::replace(&mut troubled, true) {
                         tracing::warn!(sink = self.name(pending), %error, "cannot deliver; writes are kept and tried again");
@@ -183,49 +213,91 @@ impl Delivery {
         }
     }
 
-    /// Which store the sink is now, as an operator knows it.
-    fn name(&self, pending: &Pending) -> &'static str {
-        match pending.name {
-            super::SinkName::Database => "database",
-            super::SinkName::Redis => self.stores.authority().other().name(),
+    /// All at once where the authority tells what is dirty; where it does not, or not soon, what is known goes first. What
+    /// has not arrived waits again.
+    async fn deliver(&self, pending: &Pending, rows: Option<&Rows>, batch: &[Taken]) -> Result<(), Trouble> {
+        let (known, dirty): (Vec<&Taken>, Vec<&Taken>) = batch.iter().partition(|taken| taken.effect.is_known());
+        let mut states: Vec<(&Taken, State)> = known
+            .into_iter()
+            .map(|taken| (taken, recorded(&taken.effect)))
+            .collect();
+        let reading = self.read(&dirty);
+        tokio::pin!(reading);
+        let read = match timeout(READ_PATIENCE, &mut reading).await {
+            Ok(Ok(read)) => {
+                states.extend(read);
+                return self.write(pending, rows, states).await;
+            }
+            Ok(Err(error)) => Err(error),
+            Err(_) => {
+                let written = self.write(pending, rows, std::mem::take(&mut states)).await;
+                match reading.await {
+                    Ok(read) if written.is_ok() => return self.write(pending, rows, read).await,
+                    outcome => {
+                        dirty.iter().for_each(|taken| pending.put_back(taken));
+                        return written.and(outcome.map(drop).map_err(Trouble::Authority));
+                    }
+                }
+            }
+        };
+        dirty.iter().for_each(|taken| pending.put_back(taken));
+        self.write(pending, rows, states).await?;
+        read.map_err(Trouble::Authority)
+    }
+
+    async fn write(&self, pending: &Pending, rows: Option<&Rows>, states: Vec<(&Taken, State)>) -> Result<(), Trouble> {
+        if states.is_empty() {
+            return Ok(());
+        }
+        let written = match rows {
+            Some(rows) => self.write_database(rows, &states).await,
+            None => self.write_redis(&states).await,
+        };
+        match written {
+            Ok(()) => {
+                self.count(pending, &states);
+                states.iter().for_each(|(taken, _)| pending.done(taken));
+                Ok(())
+            }
+            Err(error) => {
+                states.iter().for_each(|(taken, _)| pending.put_back(taken));
+                Err(Trouble::Sink(error))
+            }
         }
     }
 
-    /// What each key is now: as recorded, or read from the authority where only that can tell.
-    async fn states<'a>(&self, batch: &'a [Taken]) -> Result<Vec<(&'a Taken, State)>, String> {
-        let dirty: Vec<Bytes> = batch
-            .iter()
-            .filter(|taken| !matches!(taken.effect, Effect::Put { .. } | Effect::Delete))
-            .map(|taken| taken.key.clone())
-            .collect();
-        let mut read = if dirty.is_empty() {
-            Vec::new()
-        } else {
-            let authority = self.stores.authority();
-            let store = self.stores.of(authority);
-            store
-                .read(&dirty)
-                .await
-                .map_err(|error| format!("reading from the {authority}: {error}"))?
+    /// Which store the sink is now, as an operator knows it.
+    fn name(&self, pending: &Pending) -> &'static str {
+        match pending.name {
+            SinkName::Database => "database",
+            SinkName::Redis => self.stores.authority().other().name(),
         }
-        .into_iter();
-        let states = batch.iter().map(|taken| {
-            let state = match &taken.effect {
-                Effect::Put { value, deadline } => Some((value.clone(), *deadline)),
-                Effect::Delete => None,
-                _ => match read.next() {
-                    Some(Stored::Value { value, deadline }) => Some((value, deadline)),
-                    // No string is no session: Django would fail to read it, too.
-                    Some(Stored::Absent | Stored::WrongType) | None => None,
-                },
-            };
-            (taken, state)
+    }
+
+    /// What each of these keys is now at the authority.
+    async fn read<'a>(&self, dirty: &[&'a Taken]) -> Result<Vec<(&'a Taken, State)>, String> {
+        if dirty.is_empty() {
+            return Ok(Vec::new());
+        }
+        let authority = self.stores.authority();
+        if self.restore.guards() {
+            return Err(format!(
+                "the {authority} may have been restarted: what it lost is put back first"
+            ));
+        }
+        let keys: Vec<Bytes> = dirty.iter().map(|taken| taken.key.clone()).collect();
+        let stored = self.stores.of(authority).read(&keys).await;
+        let stored = stored.map_err(|error| format!("reading from the {authority}: {error}"))?;
+        let states = dirty.iter().zip(stored).map(|(&taken, stored)| match stored {
+            Stored::Value { value, deadline } => (taken, Some((value, deadline))),
+            // No string is no session: Django would fail to read it, too.
+            Stored::Absent | Stored::WrongType => (taken, None),
         });
         Ok(states.collect())
     }
 
     fn count(&self, pending: &Pending, states: &[(&Taken, State)]) {
-        if pending.name != super::SinkName::Redis {
+        if pending.name != SinkName::Redis {
             return;
         }
         for (taken, state) in states {

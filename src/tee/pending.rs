@@ -9,7 +9,7 @@ use bytes::Bytes;
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry as MapEntry;
 use rustc_hash::FxBuildHasher;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 
 use super::SinkName;
 use crate::session::Effect;
@@ -48,6 +48,16 @@ pub struct Taken {
     version: u64,
 }
 
+/// Told when a state has arrived.
+pub type Ack = oneshot::Receiver<()>;
+
+/// Someone who waits until this version of a key, or a later one, has arrived.
+#[derive(Debug)]
+struct Waiter {
+    version: u64,
+    told: oneshot::Sender<()>,
+}
+
 /// The pending states of one sink.
 #[derive(Debug)]
 pub struct Pending {
@@ -58,6 +68,9 @@ pub struct Pending {
     queue: Mutex<VecDeque<Bytes>>,
     notify: Notify,
     value_bytes: AtomicU64,
+    waiters: DashMap<Bytes, Vec<Waiter>, FxBuildHasher>,
+    /// Somebody has waited: only then they are looked for.
+    has_waiters: AtomicBool,
     /// Keys that wait because backfill marked them.
     backfilling: AtomicU64,
     pub delivered: AtomicU64,
@@ -75,6 +88,8 @@ impl Pending {
             queue: Mutex::default(),
             notify: Notify::new(),
             value_bytes: AtomicU64::new(0),
+            waiters: DashMap::default(),
+            has_waiters: AtomicBool::new(false),
             backfilling: AtomicU64::new(0),
             delivered: AtomicU64::new(0),
             retries: AtomicU64::new(0),
@@ -92,6 +107,7 @@ impl Pending {
     pub fn disable(&self) {
         self.enabled.store(false, Relaxed);
         self.entries.clear();
+        self.waiters.clear();
         self.queue.lock().expect("no panic while locked").clear();
         self.value_bytes.store(0, Relaxed);
         self.backfilling.store(0, Relaxed);
@@ -103,6 +119,17 @@ impl Pending {
 
     pub fn contains(&self, key: &Bytes) -> bool {
         self.entries.contains_key(key)
+    }
+
+    /// What is pending for `key`.
+    pub fn effect(&self, key: &Bytes) -> Option<Effect> {
+        self.entries.get(key).map(|entry| entry.effect.clone())
+    }
+
+    /// Whether a look at the authority is pending for `key`, because something may have been deleted.
+    pub fn is_being_repaired(&self, key: &Bytes) -> bool {
+        let entry = self.entries.get(key);
+        entry.is_some_and(|entry| entry.effect == Effect::Unknown && entry.origin == Origin::Repair)
     }
 
     pub fn is_empty(&self) -> bool {
@@ -132,6 +159,8 @@ impl Pending {
                 self.account(Some(&entry.effect), Some(&newest));
                 entry.effect = newest;
                 entry.version += 1;
+                // A mark may have come between the write's record and its reply.
+                entry.first_seq = entry.first_seq.min(seq);
             }
             MapEntry::Vacant(entry) => {
                 self.account(None, Some(&effect));
@@ -143,6 +172,39 @@ impl Pending {
                     origin: Origin::Tee,
                 });
                 self.enqueue(key.clone());
+            }
+        }
+    }
+
+    /// Resolves when what is pending for `key` now has arrived; `None` where nothing is.
+    pub fn ack(&self, key: &Bytes) -> Option<Ack> {
+        // The entry stays locked until the waiter is there: it cannot arrive in between.
+        let entry = self.entries.get(key)?;
+        self.has_waiters.store(true, Relaxed);
+        let (told, ack) = oneshot::channel();
+        let waiter = Waiter {
+            version: entry.version,
+            told,
+        };
+        self.waiters.entry(key.clone()).or_default().push(waiter);
+        drop(entry);
+        Some(ack)
+    }
+
+    fn tell_waiters(&self, taken: &Taken) {
+        if !self.has_waiters.load(Relaxed) {
+            return;
+        }
+        if let MapEntry::Occupied(mut entry) = self.waiters.entry(taken.key.clone()) {
+            let (arrived, waiting) = entry.get_mut().drain(..).partition(|w| w.version <= taken.version);
+            let arrived: Vec<Waiter> = arrived;
+            *entry.get_mut() = waiting;
+            if entry.get().is_empty() {
+                entry.remove();
+            }
+            for waiter in arrived {
+                // A client that has gone does not wait any more.
+                let _ = waiter.told.send(());
             }
         }
     }
@@ -160,6 +222,10 @@ impl Pending {
                     self.account(Some(&entry.effect), None);
                     entry.effect = Effect::Unknown;
                     entry.version += 1;
+                    entry.first_seq = entry.first_seq.min(seq);
+                    if entry.origin == Origin::Tee {
+                        entry.origin = origin;
+                    }
                 }
                 false
             }
@@ -177,6 +243,18 @@ impl Pending {
                 });
                 self.enqueue(key.clone());
                 true
+            }
+        }
+    }
+
+    /// Everything that is pending is to be read from the authority: it may have been deleted since.
+    pub fn doubt_all(&self) {
+        for mut entry in self.entries.iter_mut() {
+            self.account(Some(&entry.effect), None);
+            entry.effect = Effect::Unknown;
+            entry.version += 1;
+            if entry.origin == Origin::Tee {
+                entry.origin = Origin::Repair;
             }
         }
     }
@@ -204,6 +282,11 @@ impl Pending {
             }
             notified.await;
         }
+    }
+
+    /// Keys that no delivery has taken.
+    pub fn waiting(&self) -> usize {
+        self.queue.lock().expect("no panic while locked").len()
     }
 
     /// Takes up to `max` keys with up to `max_bytes` of values, oldest first.
@@ -246,6 +329,8 @@ impl Pending {
             }
             None => self.put_back(taken),
         }
+        // After the removal: whoever comes to wait later finds nothing to wait for.
+        self.tell_waiters(taken);
     }
 
     /// What was taken has not arrived: it waits again, at the end.
@@ -257,10 +342,18 @@ impl Pending {
 
     /// Keys whose state must be read from the authority.
     pub fn dirty(&self) -> u64 {
-        self.entries
-            .iter()
-            .filter(|entry| !matches!(entry.effect, Effect::Put { .. } | Effect::Delete))
-            .count() as u64
+        self.entries.iter().filter(|entry| !entry.effect.is_known()).count() as u64
+    }
+
+    /// The same keys.
+    pub fn dirty_keys(&self) -> Vec<Bytes> {
+        let dirty = self.entries.iter().filter(|entry| !entry.effect.is_known());
+        dirty.map(|entry| entry.key().clone()).collect()
+    }
+
+    /// Whether all that is pending is dirty.
+    pub fn is_dirty_only(&self) -> bool {
+        self.entries.iter().all(|entry| !entry.effect.is_known())
     }
 
     /// Seconds since the oldest pending change.

@@ -340,6 +340,10 @@ def hammer(args):
             if not n <= session["n"] <= tried:
                 log.add("stale", began, key=key, n=n, got=session["n"])
             n = max(n, min(session["n"], tried))
+            if dice.random() < args.leave:
+                # Gone, and its session stays as it is.
+                key = None
+                continue
             if dice.random() < args.logout:
                 attempt("logout", key, n, session.flush)
                 key = None
@@ -525,6 +529,7 @@ def main():
     hammering.add_argument("--seconds", type=float, default=0, help="0: until standard input closes")
     hammering.add_argument("--think", type=float, default=0, help="mean milliseconds between a visitor's requests")
     hammering.add_argument("--logout", type=float, default=0.05, help="share of requests that log out")
+    hammering.add_argument("--leave", type=float, default=0, help="share of requests after which a visitor never comes back")
     hammering.add_argument("--pause", type=float, default=0.05, help="seconds to wait after an error")
     hammering.add_argument("--seed", type=int, default=1)
     checking = commands.add_parser("check")

@@ -229,6 +229,8 @@ impl Mariadb {
         let dir = dir_for("mysql");
         let data = dir.path().join("data");
         let mut install = command_as("mysql", Path::new("mariadb-install-db"));
+        // One that starts deletes what others have in a folder that they share.
+        install.env("TMPDIR", dir.path());
         install
             .arg("--no-defaults")
             .arg(format!("--datadir={}", data.display()));
@@ -240,6 +242,7 @@ impl Mariadb {
         std::fs::write(&init, sql).unwrap();
         let port = free_port();
         let mut command = command_as("mysql", Path::new("/usr/sbin/mariadbd"));
+        command.env("TMPDIR", dir.path());
         command
             .arg("--no-defaults")
             .arg(format!("--datadir={}", data.display()));

@@ -26,6 +26,8 @@ impl MariaDb {
             "--skip-name-resolve",
         ]);
         install.arg(format!("--datadir={}/data", dir.path().display()));
+        // One that starts deletes what others have in a folder that they share.
+        install.env("TMPDIR", dir.path());
         if process::is_root() {
             install.arg("--user=root");
         }
@@ -49,6 +51,7 @@ impl MariaDb {
         let dir = self.dir.path().display();
         let mut command = Command::new(process::program(&["mariadbd", "mysqld"]));
         command
+            .env("TMPDIR", self.dir.path())
             .arg("--no-defaults")
             .arg(format!("--datadir={dir}/data"))
             .arg(format!("--socket={dir}/socket"));

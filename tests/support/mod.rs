@@ -7,9 +7,11 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should panic")]
 
 pub mod admin;
+pub mod certificates;
 pub mod django;
 pub mod load;
 pub mod mariadb;
+pub mod moving;
 pub mod port;
 pub mod postgres;
 pub mod process;

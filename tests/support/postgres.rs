@@ -8,11 +8,12 @@ use std::{
 
 use tempfile::TempDir;
 
-use super::{eventually, port::Port, process};
+use super::{certificates::Pair, eventually, port::Port, process};
 
 pub struct Postgres {
     port: Port,
     dir: TempDir,
+    settings: Vec<String>,
     process: Option<process::Process>,
 }
 
@@ -25,6 +26,7 @@ impl Postgres {
         let mut postgres = Postgres {
             port: Port::free(),
             dir,
+            settings: Vec::new(),
             process: None,
         };
         if process::is_root() {
@@ -74,6 +76,9 @@ impl Postgres {
         ] {
             command.args(["-c", setting]);
         }
+        for setting in &self.settings {
+            command.args(["-c", setting]);
+        }
         self.process = Some(process::Process::start("postgres", &mut command, &log));
         eventually("postgres answers", Duration::from_secs(30), || {
             self.psql("postgres")
@@ -84,6 +89,29 @@ impl Postgres {
                 .success()
         });
         let _ = std::fs::remove_file(&log);
+    }
+
+    /// Starts it again, with TLS.
+    pub fn restart_with_tls(&mut self, pair: &Pair) {
+        for (setting, name, file) in [
+            ("ssl_cert_file", "server.pem", &pair.cert),
+            ("ssl_key_file", "server.key", &pair.key),
+        ] {
+            let own = self.dir.path().join(name);
+            std::fs::copy(file, &own).unwrap();
+            process::run(Command::new("chmod").arg("600").arg(&own));
+            if process::is_root() {
+                process::run(Command::new("chown").arg("postgres:").arg(&own));
+            }
+            self.settings.push(format!("{setting}={}", own.display()));
+        }
+        self.settings.push("ssl=on".to_owned());
+        self.restart();
+    }
+
+    /// A statement in the site's database.
+    pub fn sql(&self, statement: &str) {
+        process::run(self.psql("site").args(["--command", statement]));
     }
 
     /// Ends it in order, cutting its clients off.

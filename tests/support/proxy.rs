@@ -8,7 +8,7 @@ use std::{
 
 use tempfile::TempDir;
 
-use super::{SECRET, port::Port, process};
+use super::{RedisServer, SECRET, port::Port, process};
 
 #[derive(Clone, Default)]
 pub struct ProxyOptions {
@@ -27,6 +27,16 @@ pub struct ProxyOptions {
 }
 
 impl ProxyOptions {
+    /// From one Redis to the other, without a database.
+    pub fn between(source: &RedisServer, target: &RedisServer) -> ProxyOptions {
+        ProxyOptions {
+            source: source.url(),
+            target: target.url(),
+            database: "none".to_owned(),
+            ..ProxyOptions::default()
+        }
+    }
+
     pub fn args(mut self, args: &[&str]) -> ProxyOptions {
         self.args.extend(args.iter().map(ToString::to_string));
         self
@@ -36,6 +46,8 @@ impl ProxyOptions {
 pub struct Proxy {
     options: ProxyOptions,
     listen: Port,
+    /// Where it listens instead.
+    socket: Option<String>,
     admin: Port,
     dir: TempDir,
     process: Option<process::Process>,
@@ -56,12 +68,22 @@ impl Proxy {
         proxy
     }
 
+    /// A proxy that listens elsewhere than on a port, and is ready.
+    pub fn start_listening(options: ProxyOptions, listen: &str) -> Proxy {
+        let mut proxy = Proxy::unstarted(options);
+        proxy.socket = Some(listen.to_owned());
+        proxy.start_process();
+        proxy.wait_ready();
+        proxy
+    }
+
     /// One that only lends its configuration to other commands.
     pub fn unstarted(options: ProxyOptions) -> Proxy {
         let dir = tempfile::tempdir().unwrap();
         Proxy {
             options,
             listen: Port::free(),
+            socket: None,
             admin: Port::free(),
             dir,
             process: None,
@@ -70,7 +92,8 @@ impl Proxy {
 
     fn start_process(&mut self) {
         let mut command = self.command("run");
-        command.args(["--listen", &self.listen.address(), "--admin", &self.admin.address()]);
+        let listen = self.socket.clone().unwrap_or_else(|| self.listen.address());
+        command.args(["--listen", &listen, "--admin", &self.admin.address()]);
         command.arg("--data-dir").arg(self.data_dir());
         self.process = Some(process::Process::start("sessionferry", &mut command, &self.log()));
     }
@@ -175,6 +198,15 @@ impl Proxy {
     /// One command through the proxy.
     pub fn ask<T: redis::FromRedisValue>(&self, parts: &[&str]) -> T {
         super::redis_server::ask(&mut self.connection(), parts)
+    }
+
+    /// Memory that the process has in use, bytes.
+    pub fn resident(&self) -> u64 {
+        let status = format!("/proc/{}/status", self.process.as_ref().unwrap().id());
+        let status = std::fs::read_to_string(status).unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmRSS")).unwrap();
+        let kib: u64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
+        kib * 1024
     }
 
     pub fn kill9(&mut self) {

@@ -1,6 +1,6 @@
 //! A Redis server.
 
-use std::{process::Command, time::Duration};
+use std::{path::PathBuf, process::Command, time::Duration};
 
 use tempfile::TempDir;
 
@@ -32,8 +32,33 @@ impl RedisServer {
         server
     }
 
+    /// Starts it again with further arguments, the last of one name counting.
+    pub fn restart_with(&mut self, args: &[&str]) {
+        self.args.extend(args.iter().map(ToString::to_string));
+        self.restart();
+    }
+
     /// Starts it again on the same port; what it held is gone unless it was told to keep it.
     pub fn restart(&mut self) {
+        let log = self.spawn();
+        eventually(
+            &format!("redis-server answers: {}", process::tail(&log, 5)),
+            Duration::from_secs(10),
+            || self.client().get_connection().is_ok(),
+        );
+    }
+
+    /// Starts it again, with further arguments; it takes connections and may still be loading its data.
+    pub fn restart_loading(&mut self, args: &[&str]) {
+        self.args.extend(args.iter().map(ToString::to_string));
+        self.spawn();
+        eventually("redis-server takes connections", Duration::from_secs(10), || {
+            std::net::TcpStream::connect(self.address()).is_ok()
+        });
+    }
+
+    /// Where its log is.
+    fn spawn(&mut self) -> PathBuf {
         self.stop();
         let log = self.dir.path().join("log");
         let mut command = Command::new(process::program(&["redis-server"]));
@@ -51,11 +76,17 @@ impl RedisServer {
             .args(["--daemonize", "no", "--databases", "16"])
             .args(&self.args);
         self.process = Some(process::Process::start("redis-server", &mut command, &log));
-        eventually(
-            &format!("redis-server answers: {}", process::tail(&log, 5)),
-            Duration::from_secs(10),
-            || self.client().get_connection().is_ok(),
-        );
+        log
+    }
+
+    /// Starts it again without anything that it had on disk.
+    pub fn restart_empty(&mut self) {
+        self.stop();
+        for name in ["appendonlydir", "dump.rdb"] {
+            let path = self.dir.path().join(name);
+            let _ = std::fs::remove_dir_all(&path).or_else(|_| std::fs::remove_file(&path));
+        }
+        self.restart();
     }
 
     /// Ends it at once, as a crash would: connections are reset, data is gone.

@@ -9,8 +9,14 @@ use std::{
 /// How long a reply may take before the test gives up.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// What a raw connection runs over.
+trait Wire: Read + Write + Send {}
+
+impl<W: Read + Write + Send> Wire for W {}
+
 pub struct Raw {
-    stream: TcpStream,
+    stream: Box<dyn Wire>,
+    tcp: TcpStream,
     /// Received and not yet handed out.
     buffer: Vec<u8>,
 }
@@ -31,15 +37,27 @@ impl Raw {
     pub fn connect(address: &str) -> Raw {
         let stream = TcpStream::connect(address).unwrap_or_else(|error| panic!("cannot connect to {address}: {error}"));
         stream.set_nodelay(true).unwrap();
-        stream.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+        let tcp = stream.try_clone().unwrap();
+        Raw::over(stream, tcp)
+    }
+
+    /// Over anything that runs on this TCP connection.
+    pub fn over(stream: impl Read + Write + Send + 'static, tcp: TcpStream) -> Raw {
+        tcp.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
         Raw {
-            stream,
+            stream: Box::new(stream),
+            tcp,
             buffer: Vec::new(),
         }
     }
 
     pub fn send(&mut self, bytes: &[u8]) {
         self.stream.write_all(bytes).unwrap();
+    }
+
+    /// The TCP connection below.
+    pub fn tcp(&self) -> &TcpStream {
+        &self.tcp
     }
 
     /// Sends even if the other side has closed.
@@ -49,7 +67,7 @@ impl Raw {
 
     /// A second handle on the same connection, to write while this one reads.
     pub fn writer(&self) -> TcpStream {
-        self.stream.try_clone().unwrap()
+        self.tcp.try_clone().unwrap()
     }
 
     /// One command, one reply.

@@ -5,9 +5,10 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
+use sessionferry::status::VerifyState;
 use tempfile::TempDir;
 
-use super::{Django, MariaDb, PREFIX, Postgres, Proxy, ProxyOptions, RedisServer, django};
+use super::{Django, Hammer, MariaDb, PREFIX, Postgres, Proxy, ProxyOptions, RedisServer, django};
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum DatabaseKind {
@@ -166,6 +167,20 @@ impl Site {
                 Err(_) => std::thread::sleep(Duration::from_millis(100)),
             }
         }
+    }
+
+    /// All that the hammer's visitors were told is true in every store, and the stores agree, with no repair before.
+    pub fn expect_whole(&self, hammer: &Hammer) {
+        let proxy = self.proxy();
+        proxy.settle();
+        proxy.done("verify");
+        let verify = proxy.status().verify;
+        assert_eq!(verify.state, VerifyState::Clean, "{verify:#?}\n{}", proxy.log_tail());
+        let django = self.django_of("5.2");
+        for (engine, cache) in [("cache", "source"), ("cache", "target"), ("cached_db", "empty")] {
+            django.check(&hammer.log(), engine, cache).expect_nothing_lost(cache);
+        }
+        self.expect_same_everywhere();
     }
 
     /// How many sessions there are, or what differs.

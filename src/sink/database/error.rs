@@ -1,5 +1,7 @@
 //! What can go wrong with a database, as a kind (the metric label) and a text that says what to do.
 
+use crate::net::tls::explain;
+
 /// Why a database did not do what was asked; `label` is the metric label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DatabaseErrorKind {
@@ -62,6 +64,10 @@ impl DatabaseErrorKind {
     }
 }
 
+/// The parameters are those of PostgreSQL and, in brackets, of MySQL.
+const TLS_ADVICE: &str = "no TLS with the server, or its certificate is not accepted; check sslmode and sslrootcert (ssl-mode, ssl-ca) in the URL, \
+     and the name in the certificate";
+
 /// A database did not do what was asked. The text holds no key, no data and no secret.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{database}: {operation}: {what}")]
@@ -70,6 +76,12 @@ pub struct DatabaseError {
     database: String,
     operation: &'static str,
     what: String,
+}
+
+/// MySQL's own number: many of its errors share one code.
+fn number(error: &dyn sqlx::error::DatabaseError) -> Option<u16> {
+    let error = error.try_downcast_ref::<sqlx::mysql::MySqlDatabaseError>()?;
+    Some(error.number())
 }
 
 impl DatabaseError {
@@ -108,11 +120,17 @@ impl DatabaseError {
         let (kind, detail) = match error {
             sqlx::Error::Database(error) => (
                 classify(error.as_ref()),
-                error.code().map(|code| format!("code {code}")),
+                error.code().map(|code| match number(error.as_ref()) {
+                    Some(number) => format!("code {code}, error {number}"),
+                    None => format!("code {code}"),
+                }),
             ),
+            sqlx::Error::Io(error) if explain(error).is_some() => {
+                return DatabaseError::new(Kind::Refused, database, operation, TLS_ADVICE);
+            }
             sqlx::Error::Io(error) if error.kind() == Io::TimedOut => (Kind::Timeout, None),
             sqlx::Error::Io(error) => (Kind::Refused, Some(error.kind().to_string())),
-            sqlx::Error::Tls(_) => (Kind::Refused, Some("TLS".to_owned())),
+            sqlx::Error::Tls(_) => return DatabaseError::new(Kind::Refused, database, operation, TLS_ADVICE),
             sqlx::Error::WorkerCrashed => (Kind::Refused, None),
             sqlx::Error::ColumnDecode { index, .. } => (Kind::WrongColumns, Some(format!("column {index}"))),
             sqlx::Error::ColumnNotFound(name) => (Kind::WrongColumns, Some(format!("column {name}"))),

@@ -2,11 +2,15 @@
 
 use ::redis::{RedisError, ServerError};
 
+use crate::net::tls::explain;
+
 /// Why a Redis did not do what was asked; `label` is the metric label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum StoreErrorKind {
-    /// No connection: refused, no such host, no such socket, too many clients.
+    /// No connection: refused, no such host, no such socket.
     Refused,
+    /// The server is there and turns us away: too many clients, protected mode.
+    Denied,
     /// No connection or no reply in time.
     Timeout,
     /// The credentials are wrong or missing.
@@ -25,10 +29,16 @@ pub enum StoreErrorKind {
 }
 
 impl StoreErrorKind {
+    /// Whether nothing is there that could answer.
+    pub fn is_absence(self) -> bool {
+        matches!(self, Self::Refused | Self::Timeout | Self::Closed)
+    }
+
     /// The metric label.
     pub fn label(self) -> &'static str {
         match self {
             Self::Refused => "refused",
+            Self::Denied => "denied",
             Self::Timeout => "timeout",
             Self::Auth => "auth",
             Self::ReadOnly => "read_only",
@@ -96,6 +106,9 @@ impl Fault {
     /// The connection could not be made.
     pub(super) fn connecting(error: &std::io::Error) -> Self {
         use std::io::ErrorKind as Io;
+        if let Some(words) = explain(error) {
+            return Fault::new(StoreErrorKind::Refused, words);
+        }
         match error.kind() {
             Io::TimedOut => Fault::new(
                 StoreErrorKind::Timeout,
@@ -167,7 +180,7 @@ impl Fault {
                 "the replica has lost its master; wait, or name the master",
             ),
             "DENIED" => (
-                StoreErrorKind::Refused,
+                StoreErrorKind::Denied,
                 "protected mode; set a password or bind the server's address",
             ),
             "MOVED" | "ASK" | "CROSSSLOT" | "CLUSTERDOWN" | "TRYAGAIN" => (
@@ -175,7 +188,7 @@ impl Fault {
                 "the server is part of a cluster; it cannot be used as a single server",
             ),
             _ if details.contains("max number of clients") => (
-                StoreErrorKind::Refused,
+                StoreErrorKind::Denied,
                 "the server has too many clients; raise maxclients",
             ),
             _ if details.contains("invalid password") => (StoreErrorKind::Auth, "wrong password; check the URL"),

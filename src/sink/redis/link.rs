@@ -5,11 +5,12 @@
 //! has not sent, and `CLIENT KILL` on the next connection makes the server throw away what it has not read. Without
 //! this, a write that timed out on a stalled server could be executed after the newer write that replaced it.
 
+use std::io;
 use std::time::Duration;
 
 use ::redis::aio::MultiplexedConnection;
 use ::redis::{AsyncConnectionConfig, Pipeline, RedisConnectionInfo, Value, cmd};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
@@ -17,12 +18,11 @@ use tokio::time::timeout;
 use super::error::{Fault, StoreErrorKind};
 use crate::net::endpoint::{Address, Endpoint};
 
-/// For the name look-up, the TCP handshake and the set-up together. A healthy Redis needs milliseconds; under Django's
-/// own reply timeout of 5 s.
-pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-
 /// For the replies to one pipeline. redis-py's default under Django, so that neither side gives up first for no reason.
 pub const RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The longest answer to the first PING.
+const GREETING_BYTES_MAX: usize = 1024;
 
 /// How long a server that does not let us kill our old connection gets to read what is left on it.
 const SETTLE: Duration = Duration::from_millis(250);
@@ -41,7 +41,7 @@ pub(super) type Version = (u32, u32, u32);
 /// Which connection on which server process this is; `None` where the server does not say.
 #[derive(Clone, Debug)]
 pub(super) struct Identity {
-    run_id: Option<String>,
+    pub(super) run_id: Option<String>,
     client_id: Option<i64>,
 }
 
@@ -64,7 +64,7 @@ impl Drop for Link {
 }
 
 impl Link {
-    /// Connects within `CONNECT_TIMEOUT` and makes sure that nothing of the connections in `abandoned` is still to
+    /// Connects within the endpoint's `connect_timeout` and makes sure that nothing of the connections in `abandoned` is still to
     /// come.
     pub(super) async fn open(endpoint: &Endpoint, abandoned: &[Identity]) -> Result<Link, Fault> {
         let opening = async {
@@ -72,21 +72,17 @@ impl Link {
             link.bury(abandoned).await?;
             Ok(link)
         };
-        timeout(CONNECT_TIMEOUT, opening).await.unwrap_or_else(|_| {
-            Err(Fault::new(
-                StoreErrorKind::Timeout,
-                "no connection in time; check address, firewall and server",
-            ))
+        timeout(endpoint.connect_timeout, opening).await.unwrap_or_else(|_| {
+            let what = if endpoint.tls {
+                "no connection in time; check address, firewall and server; is this its TLS port, or should it be redis://?"
+            } else {
+                "no connection in time; check address, firewall and server"
+            };
+            Err(Fault::new(StoreErrorKind::Timeout, what))
         })
     }
 
     async fn connect(endpoint: &Endpoint) -> Result<Link, Fault> {
-        if endpoint.tls {
-            return Err(Fault::new(
-                StoreErrorKind::Refused,
-                "rediss:// needs TLS, which this build does not have",
-            ));
-        }
         let mut link = match &endpoint.address {
             Address::Tcp { host, port } => {
                 let stream = TcpStream::connect((host.as_str(), *port))
@@ -94,18 +90,30 @@ impl Link {
                     .map_err(|e| Fault::connecting(&e))?;
                 let options = stream.set_nodelay(true).and_then(|()| stream.set_zero_linger());
                 options.map_err(|e| Fault::connecting(&e))?;
-                Self::over(stream).await?
+                match endpoint.connector().map_err(|e| Fault::connecting(&e))? {
+                    None => Self::over(stream).await?,
+                    Some(tls) => {
+                        let greeting = async { greet(tls.connect(stream).await?).await };
+                        Self::over(greeting.await.map_err(|e| Fault::connecting(&e))?).await?
+                    }
+                }
             }
             Address::Unix(path) => {
                 let stream = UnixStream::connect(path).await.map_err(|e| Fault::connecting(&e))?;
                 Self::over(stream).await?
             }
         };
-        link.set_up(endpoint).await?;
-        Ok(link)
+        match link.set_up(endpoint).await {
+            // What a TLS port does with plain text.
+            Err(fault) if fault.kind == StoreErrorKind::Closed && !endpoint.tls => Err(Fault::new(
+                StoreErrorKind::Closed,
+                "the server closed the connection at once; look into its log, and use rediss:// if it wants TLS",
+            )),
+            outcome => outcome.map(|()| link),
+        }
     }
 
-    /// Any stream will do: TLS would come in here.
+    /// Any stream will do, TLS included.
     async fn over<S>(stream: S) -> Result<Link, Fault>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -216,6 +224,20 @@ impl Link {
     pub(super) fn is_closed(&self) -> bool {
         self.driver.is_finished()
     }
+}
+
+/// One question and its answer, whatever it is: a server that misses a client certificate says so only after the
+/// handshake, and the crate would keep the reason to itself.
+async fn greet<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S) -> io::Result<S> {
+    stream.write_all(b"*1\r\n$4\r\nPING\r\n").await?;
+    stream.flush().await?;
+    // `+PONG`, or an error of one line.
+    for _ in 0..GREETING_BYTES_MAX {
+        if stream.read_u8().await? == b'\n' {
+            return Ok(stream);
+        }
+    }
+    Err(io::Error::other("no answer to PING; is this a Redis?"))
 }
 
 /// The text of a bulk, simple or verbatim string.

@@ -1,0 +1,278 @@
+//! What changes the state of a connection, or ends it: SELECT, AUTH, HELLO, RESET, QUIT, CLIENT.
+
+use super::super::downstream::Downstream;
+use super::super::identity::{Credentials, Identity, Order, Protocol};
+use super::super::pin::StateChange;
+use super::super::upstream::{InFlight, Kind};
+use super::Dispatch;
+use crate::command::{CommandId, Connection};
+use crate::resp::Request;
+use crate::resp::request::encode;
+use crate::status::Authority;
+
+impl Downstream {
+    /// SELECT, AUTH and HELLO: the server says whether they are good, the proxy remembers.
+    pub(super) fn change_state(&self, command: CommandId, frame: &[u8], args: &[&[u8]]) {
+        let client = &self.client;
+        let change = state_change(command, args);
+        if let Some(change) = &change
+            && self.answer_from_what_is_known(change)
+        {
+            return;
+        }
+        let frame = match &change {
+            Some(change) => self.for_the_authority(change, frame),
+            None => frame.to_vec(),
+        };
+        if frame.is_empty() {
+            if let Some(change) = change {
+                client.reply(b"+OK\r\n");
+                client.apply(change);
+            }
+            return;
+        }
+        let authenticates = matches!(
+            change,
+            Some(
+                StateChange::Auth(_)
+                    | StateChange::Hello {
+                        credentials: Some(_),
+                        ..
+                    }
+            )
+        );
+        if authenticates {
+            client.pin_as_nobody();
+        } else {
+            client.pin();
+        }
+        let Some(upstream) = client.pin.borrow_mut().as_mut().map(|pin| {
+            (pin.used_up, pin.changing) = (true, true);
+            pin.upstream.clone()
+        }) else {
+            return;
+        };
+        let kind = change.map_or(Kind::Plain, |change| Kind::Change(Box::new(change)));
+        self.send(&upstream, &frame, command, None, kind);
+        let db = client.identity.borrow().db;
+        if authenticates && upstream.identity.db != db {
+            let mut select = Vec::new();
+            encode(&[b"SELECT".to_vec(), db.to_string().into_bytes()], &mut select);
+            upstream.send(&select, InFlight::unowned(CommandId::lookup(b"select"), select.len()));
+        }
+    }
+
+    /// A connection that stands in the wanted state is proof enough, for what carries no credentials.
+    fn answer_from_what_is_known(&self, change: &StateChange) -> bool {
+        let client = &self.client;
+        // A stranger's connection stands too, and can do nothing.
+        if client.pin.borrow().is_some() || client.is_stranger() {
+            return false;
+        }
+        let mut wanted = client.identity.borrow().clone();
+        match change {
+            StateChange::Select(db) => wanted.db = *db,
+            // A name makes the client's connection one of its own.
+            StateChange::Hello {
+                protocol,
+                credentials: None,
+                name: None,
+            } => {
+                wanted.protocol = protocol.unwrap_or(wanted.protocol);
+            }
+            _ => return false,
+        }
+        let Some(upstream) = client.worker.known_upstream(&wanted) else {
+            return false;
+        };
+        match change {
+            StateChange::Select(_) => client.reply(b"+OK\r\n"),
+            _ => match upstream.hello.borrow().as_ref() {
+                Some(hello) => client.reply(hello),
+                None => return false,
+            },
+        }
+        client.apply(change.clone());
+        true
+    }
+
+    /// The frame that asks the authority. After a cutover the source's credentials stand for the target's own; an empty
+    /// frame means that the target needs none.
+    fn for_the_authority(&self, change: &StateChange, frame: &[u8]) -> Vec<u8> {
+        let worker = &self.client.worker;
+        let servers = &worker.shared.servers;
+        let authority = worker.authority.get();
+        let given = match change {
+            StateChange::Auth(credentials) => credentials,
+            StateChange::Hello {
+                credentials: Some(credentials),
+                ..
+            } => credentials,
+            _ => return frame.to_vec(),
+        };
+        if authority == Authority::Source || !servers.are_the_sources(Some(given)) {
+            return frame.to_vec();
+        }
+        let mapped = servers.credentials(authority, Some(given));
+        let identity = match change {
+            StateChange::Hello { protocol, .. } => Identity {
+                protocol: protocol.unwrap_or_default(),
+                ..Identity::default()
+            },
+            _ => Identity::default(),
+        };
+        let mut out = Vec::new();
+        super::super::identity::handshake(&identity, mapped.as_ref(), Order::AuthenticateFirst, &mut out);
+        out
+    }
+
+    /// QUIT of a client that has its own upstream: when it is answered, its subscriptions and the like are gone.
+    pub(super) fn quit_own_upstream(&self, command: CommandId, frame: &[u8]) {
+        let Some(upstream) = self.client.pin.borrow_mut().as_mut().map(|pin| {
+            pin.changing = true;
+            pin.upstream.clone()
+        }) else {
+            return;
+        };
+        self.send(&upstream, frame, command, None, Kind::Quit);
+    }
+
+    /// RESET. A client that has its own upstream gets what is still on its way there first: Redis answers then.
+    pub(super) fn reset(&self, command: CommandId, frame: &[u8]) {
+        let upstream = self.client.pin.borrow_mut().as_mut().map(|pin| {
+            pin.changing = true;
+            pin.upstream.clone()
+        });
+        match upstream {
+            Some(upstream) => self.send(&upstream, frame, command, None, Kind::Reset),
+            None => {
+                self.client.reset();
+                self.client.reply(b"+RESET\r\n");
+            }
+        }
+    }
+
+    /// CLIENT: what a client says of itself is kept; everything else concerns a connection of its own.
+    pub(super) fn client_command(
+        &self,
+        command: CommandId,
+        frame: &[u8],
+        request: &Request,
+        args: &[&[u8]],
+    ) -> Dispatch {
+        let client = &self.client;
+        let sub = args.get(1).map(|sub| sub.to_ascii_lowercase()).unwrap_or_default();
+        let idle = client.in_flight.get() == 0;
+        let change = match (sub.as_slice(), &args[1..]) {
+            (b"setname", [_, name]) => Some(StateChange::Name(name.to_vec())),
+            (b"setinfo", [_, what, text]) if what.eq_ignore_ascii_case(b"lib-name") => {
+                Some(StateChange::LibName(text.to_vec()))
+            }
+            (b"setinfo", [_, what, text]) if what.eq_ignore_ascii_case(b"lib-ver") => {
+                Some(StateChange::LibVer(text.to_vec()))
+            }
+            (b"maint_notifications", _) => {
+                // They announce moves of the server itself, to a shared connection; redis-py goes on without them.
+                if !idle {
+                    return Dispatch::AwaitReplies;
+                }
+                let refusal = [b"-ERR unknown subcommand '", args[1], b"'. Try CLIENT HELP.\r\n"].concat();
+                client.reply(&refusal);
+                return Dispatch::Done;
+            }
+            _ => None,
+        };
+        match sub.as_slice() {
+            b"pause" => client
+                .worker
+                .shared
+                .pause
+                .begin(args.get(2).copied().unwrap_or_default()),
+            b"unpause" => client.worker.shared.pause.end(),
+            _ => {}
+        }
+        let pinned = client.pin.borrow().is_some();
+        if let (Some(change @ (StateChange::LibName(_) | StateChange::LibVer(_))), false) = (&change, pinned) {
+            // On the shared upstream it names the proxy's connection, which is no lie, and the server checks the text.
+            let upstream = client.shared();
+            self.send(&upstream, frame, command, None, Kind::Change(Box::new(change.clone())));
+            return Dispatch::Done;
+        }
+        let silences = sub == b"reply"
+            && matches!(&args[2..], [how] if how.eq_ignore_ascii_case(b"off") || how.eq_ignore_ascii_case(b"skip"));
+        if !idle && (!pinned || silences) {
+            return Dispatch::AwaitReplies;
+        }
+        client.pin();
+        if let Some(pin) = client.pin.borrow_mut().as_mut() {
+            // A name ties the client to its connection once the server has taken it.
+            pin.sticky |= change.is_none();
+            pin.unmovable |= sub == b"tracking";
+            if silences {
+                pin.become_stream();
+            }
+        }
+        if silences {
+            return self.pass_on(command, frame, request);
+        }
+        let kind = change.map_or(Kind::Plain, |change| Kind::Change(Box::new(change)));
+        self.send_pinned(command, frame, request, kind);
+        Dispatch::Done
+    }
+}
+
+pub(super) fn db_number(text: &[u8]) -> Option<u32> {
+    crate::resp::parse_integer(text).and_then(|db| u32::try_from(db).ok())
+}
+
+/// What SELECT, AUTH or HELLO would change; `None` where the server will refuse it anyway.
+fn state_change(command: CommandId, args: &[&[u8]]) -> Option<StateChange> {
+    match (command.entry().connection, &args[1..]) {
+        (Connection::Select, [db]) => Some(StateChange::Select(db_number(db)?)),
+        (Connection::Auth, [password]) => Some(StateChange::Auth(Credentials {
+            username: None,
+            password: password.to_vec(),
+        })),
+        (Connection::Auth, [user, password]) => Some(StateChange::Auth(Credentials {
+            username: Some(user.to_vec()),
+            password: password.to_vec(),
+        })),
+        (Connection::Hello, []) => Some(StateChange::Hello {
+            protocol: None,
+            credentials: None,
+            name: None,
+        }),
+        (Connection::Hello, [version, options @ ..]) => {
+            let protocol = Some(match *version {
+                b"2" => Protocol::Resp2,
+                b"3" => Protocol::Resp3,
+                _ => return None,
+            });
+            let (mut credentials, mut name, mut rest) = (None, None, options);
+            loop {
+                rest = match rest {
+                    [] => {
+                        return Some(StateChange::Hello {
+                            protocol,
+                            credentials,
+                            name,
+                        });
+                    }
+                    [auth, user, password, tail @ ..] if auth.eq_ignore_ascii_case(b"auth") => {
+                        credentials = Some(Credentials {
+                            username: Some(user.to_vec()),
+                            password: password.to_vec(),
+                        });
+                        tail
+                    }
+                    [setname, text, tail @ ..] if setname.eq_ignore_ascii_case(b"setname") => {
+                        name = Some(text.to_vec());
+                        tail
+                    }
+                    _ => return None,
+                }
+            }
+        }
+        _ => None,
+    }
+}

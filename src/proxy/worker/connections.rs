@@ -1,0 +1,150 @@
+//! A worker's upstream connections: those that clients share, and those that stand for whoever needs one alone.
+
+use std::rc::Rc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use super::Worker;
+use crate::proxy::client::Client;
+use crate::proxy::identity::{Identity, Labels};
+use crate::proxy::upstream::Upstream;
+
+/// Idle connections kept for transactions, scripts and blocking commands, of clients that speak alike.
+const MAX_KEPT: usize = 128;
+/// Idle connections that stand for each kind of client, so that none has to be opened while a command waits: what blocks
+/// or subscribes must not be overtaken by what should wake it.
+const SPARES: usize = 4;
+
+/// Idle connections of one kind.
+#[derive(Debug, Default)]
+pub(super) struct Kept {
+    pub(super) idle: Vec<Rc<Upstream>>,
+    /// The fewest since the last look: so many were too many.
+    fewest: usize,
+}
+
+impl Worker {
+    pub(in crate::proxy) fn next_upstream_id(&self) -> u64 {
+        let next = self.next_upstream.get();
+        self.next_upstream.set(next + 1);
+        next * self.shared.workers as u64 + self.index as u64
+    }
+
+    /// The connection that all clients of this identity share.
+    pub(in crate::proxy) fn shared_upstream(self: &Rc<Self>, identity: &Identity) -> Rc<Upstream> {
+        if let Some(upstream) = self.upstreams.borrow().get(identity) {
+            return upstream.clone();
+        }
+        let upstream = Upstream::open(self, self.authority.get(), identity.clone(), None);
+        self.upstreams.borrow_mut().insert(identity.clone(), upstream.clone());
+        self.open_spares(identity);
+        upstream
+    }
+
+    /// Connections that stand before a client needs one of its own.
+    pub(super) fn open_spares(self: &Rc<Self>, identity: &Identity) {
+        for _ in 0..SPARES {
+            let labels = Some(Labels::default());
+            self.keep(Upstream::open(self, self.authority.get(), identity.clone(), labels));
+        }
+    }
+
+    /// The shared connection of this identity, if it stands: the proof that the identity is good.
+    pub(in crate::proxy) fn known_upstream(&self, identity: &Identity) -> Option<Rc<Upstream>> {
+        self.upstreams
+            .borrow()
+            .get(identity)
+            .filter(|upstream| upstream.connected.get())
+            .cloned()
+    }
+
+    /// A connection for one client alone.
+    pub(in crate::proxy) fn exclusive_upstream(self: &Rc<Self>, identity: &Identity, labels: &Labels) -> Rc<Upstream> {
+        let open = || Upstream::open(self, self.authority.get(), identity.clone(), Some(labels.clone()));
+        let mut all = self.kept.borrow_mut();
+        let kept = all.entry((identity.clone(), labels.clone())).or_default();
+        kept.idle.retain(|upstream| !upstream.is_closed());
+        // One that stands: the newest may still be on their way, and a busy script lets them wait.
+        let standing = kept.idle.iter().rposition(|upstream| upstream.connected.get());
+        let upstream = match standing {
+            Some(at) => kept.idle.remove(at),
+            None => kept.idle.pop().unwrap_or_else(open),
+        };
+        kept.fewest = kept.fewest.min(kept.idle.len());
+        let bare = identity.is_nobody() && *labels == Labels::default();
+        if bare && kept.idle.len() < SPARES && !self.shared.servers.by_url {
+            // Nothing is said on it before it is needed: this one need not wait for a quiet moment.
+            kept.idle.push(open());
+        }
+        upstream
+    }
+
+    /// Takes back a connection that no client needs any more.
+    pub(in crate::proxy) fn keep(&self, upstream: Rc<Upstream>) {
+        let mut kept = self.kept.borrow_mut();
+        let kind = (upstream.identity.clone(), upstream.labels.clone());
+        let list = &mut kept.entry(kind).or_default().idle;
+        if upstream.authority == self.authority.get() && !upstream.is_closed() && list.len() < MAX_KEPT {
+            list.push(upstream);
+        } else {
+            upstream.close();
+        }
+    }
+
+    /// Opens what was taken of the spares. Not at once: a server that is asked nothing by the clients should hear
+    /// nothing (MONITOR shows the SELECT of a new connection).
+    pub(super) fn refill(self: &Rc<Self>) {
+        let used: Vec<Identity> = self
+            .upstreams
+            .borrow()
+            .iter()
+            .filter(|(_, upstream)| upstream.connected.get())
+            .map(|(identity, _)| identity.clone())
+            .collect();
+        let standing = |(identity, _): &(Identity, Labels)| used.contains(identity);
+        let mut wanted = Vec::new();
+        for (kind, kept) in self.kept.borrow_mut().iter_mut().filter(|(kind, _)| standing(kind)) {
+            kept.idle.retain(|upstream| !upstream.is_closed());
+            wanted.extend((kept.idle.len()..SPARES).map(|_| kind.clone()));
+        }
+        for (identity, labels) in wanted.into_iter().filter(|(_, labels)| labels.name.is_none()) {
+            self.keep(Upstream::open(self, self.authority.get(), identity, Some(labels)));
+        }
+    }
+
+    /// Closes connections that nobody has used since the last time.
+    pub(super) fn tidy(&self) {
+        let shared = self.upstreams.borrow();
+        self.kept.borrow_mut().retain(|(identity, _), kept| {
+            kept.idle.retain(|upstream| !upstream.is_closed());
+            let spares = if shared.contains_key(identity) { SPARES } else { 0 };
+            let unused = kept.fewest.min(kept.idle.len()).saturating_sub(spares);
+            kept.idle.drain(..unused).for_each(|upstream| upstream.close());
+            kept.fewest = kept.idle.len();
+            !kept.idle.is_empty()
+        });
+        drop(shared);
+        // A shared connection whose clients have all gone is known to this map and to its own task alone.
+        self.upstreams.borrow_mut().retain(|identity, upstream| {
+            let used = Rc::strong_count(upstream) > 2 || !upstream.is_idle() || *identity == Identity::default();
+            if !used {
+                upstream.close();
+            }
+            used
+        });
+    }
+
+    /// The server no longer accepts this identity: the connections that had it end.
+    pub(in crate::proxy) fn lose_identity(&self, identity: &Identity) {
+        self.upstreams.borrow_mut().remove(identity);
+        let clients: Vec<Rc<Client>> = self.clients.borrow().values().cloned().collect();
+        for client in clients {
+            if *client.identity.borrow() == *identity {
+                client.close();
+            }
+        }
+    }
+
+    pub(in crate::proxy) fn upstream_error(&self) {
+        self.stats.upstream_errors.fetch_add(1, Relaxed);
+    }
+}

@@ -1,0 +1,279 @@
+//! Writes that came through the proxy and of which something is still to come: their reply, or the authority's own word.
+//!
+//! Between sending and reply a write is in flight. And where the authority tells of each change (the watch for
+//! bypassing writes), it tells of the proxy's own too, once for each, or once for several in one turn of its event
+//! loop. So each write is counted when it is sent and discounted when it is told of; what is told of beyond that
+//! bypassed the proxy. Where some count is left over, a bypassing write may hide behind it: such a key is looked at again
+//! once it has been quiet for a while. (As long as it is not, each further write brings the other stores up to date.)
+
+use std::sync::Mutex;
+use std::sync::atomic::{
+    AtomicBool, AtomicU32, AtomicUsize,
+    Ordering::{Acquire, Relaxed, Release},
+};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use dashmap::DashMap;
+use rustc_hash::FxBuildHasher;
+
+/// A write is remembered at least this long: far longer than the authority takes to tell of it.
+const REMEMBER: Duration = Duration::from_secs(1);
+
+/// One key's writes.
+#[derive(Debug)]
+struct KeyWrites {
+    in_flight: u32,
+    /// The upstream connection of the first of those in flight.
+    upstream: u64,
+    /// Some in flight travelled on different connections, or something else changed the key meanwhile: their order is
+    /// not known.
+    overlapped: bool,
+    /// The oldest in flight.
+    first_seq: u64,
+    /// The authority has still to tell of so many.
+    untold: u32,
+    /// Of the last write.
+    generation: u32,
+}
+
+impl KeyWrites {
+    fn idle(generation: u32) -> KeyWrites {
+        KeyWrites {
+            in_flight: 0,
+            upstream: 0,
+            overlapped: false,
+            first_seq: u64::MAX,
+            untold: 0,
+            generation,
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Writes {
+    keys: DashMap<Bytes, KeyWrites, FxBuildHasher>,
+    in_flight: AtomicUsize,
+    watched: AtomicBool,
+    /// Grows by one each [`REMEMBER`].
+    generation: AtomicU32,
+    aged: Mutex<Option<Instant>>,
+}
+
+impl Writes {
+    pub(super) fn set_watched(&self, watched: bool) -> bool {
+        self.watched.swap(watched, Relaxed)
+    }
+
+    pub(super) fn is_watched(&self) -> bool {
+        self.watched.load(Relaxed)
+    }
+
+    /// The authority will tell of a change that is no client's.
+    pub(super) fn expect_told(&self, key: &Bytes) {
+        if !self.is_watched() {
+            return;
+        }
+        let generation = self.generation.load(Relaxed);
+        let mut entry = self
+            .keys
+            .entry(key.clone())
+            .or_insert_with(|| KeyWrites::idle(generation));
+        entry.untold += 1;
+        entry.generation = generation;
+    }
+
+    /// A write is about to be sent on `upstream`. Answers its sequence number, which `next_seq` gives.
+    pub(super) fn begin(&self, upstream: u64, key: &Bytes, next_seq: impl FnOnce() -> u64) -> u64 {
+        let generation = self.generation.load(Relaxed);
+        let mut entry = match self.keys.get_mut(key) {
+            Some(entry) => entry,
+            // Copied: the key is a slice of the whole command, value included.
+            None => self
+                .keys
+                .entry(Bytes::copy_from_slice(key))
+                .or_insert_with(|| KeyWrites::idle(generation)),
+        };
+        // Taken while the entry is locked: whoever looks through the keys sees every number below the counter.
+        let seq = next_seq();
+        if entry.in_flight == 0 {
+            (entry.upstream, entry.overlapped, entry.first_seq) = (upstream, false, seq);
+        }
+        entry.overlapped |= entry.upstream != upstream;
+        entry.in_flight += 1;
+        entry.untold += u32::from(self.is_watched());
+        entry.generation = generation;
+        self.in_flight.fetch_add(1, Relaxed);
+        seq
+    }
+
+    /// A write's reply is there. `keep` gets whether it overlapped another and the oldest sequence number in flight, and
+    /// hands the write to the sinks; only then it is no longer in flight, so that no search for the oldest unfinished
+    /// write can miss it in between.
+    pub(super) fn settle(&self, key: &Bytes, happened: bool, keep: impl FnOnce(bool, u64)) {
+        let Some(mut entry) = self.keys.get_mut(key).filter(|entry| entry.in_flight > 0) else {
+            debug_assert!(false, "a write settles once for each begin");
+            return;
+        };
+        if happened {
+            keep(entry.overlapped, entry.first_seq);
+        } else {
+            entry.untold = entry.untold.saturating_sub(1);
+        }
+        entry.in_flight -= 1;
+        let forget = entry.in_flight == 0 && entry.untold == 0 && !self.is_watched();
+        drop(entry);
+        self.in_flight.fetch_sub(1, Release);
+        if forget {
+            self.keys
+                .remove_if(key, |_, entry| entry.in_flight == 0 && entry.untold == 0);
+        }
+    }
+
+    /// Something else changed `key`, before or after what is in flight.
+    pub(super) fn doubt(&self, key: &Bytes) {
+        if let Some(mut entry) = self.keys.get_mut(key) {
+            entry.overlapped = true;
+        }
+    }
+
+    /// The same for every key.
+    pub(super) fn doubt_all(&self) {
+        self.keys.iter_mut().for_each(|mut entry| entry.overlapped = true);
+    }
+
+    /// Whether no write is in flight.
+    pub(super) fn is_idle(&self) -> bool {
+        self.in_flight.load(Acquire) == 0
+    }
+
+    /// Whether a write to `key` is in flight.
+    pub(super) fn contains(&self, key: &Bytes) -> bool {
+        self.keys.get(key).is_some_and(|entry| entry.in_flight > 0)
+    }
+
+    /// The keys with writes in flight, each with the oldest one's sequence number.
+    pub(super) fn collect(&self) -> Vec<(Bytes, u64)> {
+        let in_flight = self.keys.iter().filter(|entry| entry.in_flight > 0);
+        in_flight.map(|entry| (entry.key().clone(), entry.first_seq)).collect()
+    }
+
+    /// The oldest sequence number in flight.
+    pub(super) fn first_seq(&self) -> Option<u64> {
+        let in_flight = self.keys.iter().filter(|entry| entry.in_flight > 0);
+        in_flight.map(|entry| entry.first_seq).min()
+    }
+
+    /// The authority told of a change of `key`. Answers whether that may have been a write from here.
+    pub(super) fn told(&self, key: &[u8]) -> bool {
+        match self.keys.get_mut(key) {
+            Some(mut entry) if entry.untold > 0 => {
+                entry.untold -= 1;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Forgets keys that have been quiet. Answers those of which the authority has not told as often as was written.
+    pub(super) fn age(&self) -> Vec<Bytes> {
+        let mut aged = self.aged.lock().expect("no panic while locked");
+        if aged.is_some_and(|at| at.elapsed() < REMEMBER) {
+            return Vec::new();
+        }
+        *aged = Some(Instant::now());
+        let now = self.generation.fetch_add(1, Relaxed).wrapping_add(1);
+        let mut left = Vec::new();
+        self.keys.retain(|key, entry| {
+            // The last write was in the generation before the last one, or earlier.
+            let quiet = entry.in_flight == 0 && now.wrapping_sub(entry.generation) > 1;
+            if quiet && entry.untold > 0 {
+                left.push(key.clone());
+            }
+            !quiet
+        });
+        left
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEY: Bytes = Bytes::from_static(b"k");
+
+    fn watched() -> Writes {
+        let writes = Writes::default();
+        writes.set_watched(true);
+        writes
+    }
+
+    fn write(writes: &Writes) {
+        writes.begin(1, &KEY, || 1);
+        writes.settle(&KEY, true, |_, _| ());
+    }
+
+    fn age(writes: &Writes) -> Vec<Bytes> {
+        *writes.aged.lock().unwrap() = None;
+        writes.age()
+    }
+
+    #[test]
+    fn what_is_told_of_beyond_the_own_writes_bypassed_the_proxy() {
+        let writes = watched();
+        write(&writes);
+        age(&writes);
+        write(&writes);
+        assert!(
+            writes.told(&KEY) && writes.told(&KEY),
+            "two own writes, in two generations"
+        );
+        assert!(!writes.told(&KEY));
+    }
+
+    #[test]
+    fn a_write_that_changed_nothing_is_not_told_of() {
+        let writes = watched();
+        writes.begin(1, &KEY, || 1);
+        writes.settle(&KEY, false, |_, _| panic!("nothing to deliver"));
+        assert!(!writes.told(&KEY));
+    }
+
+    #[test]
+    fn a_key_with_a_count_left_is_looked_at_again_once_it_is_quiet() {
+        let writes = watched();
+        write(&writes);
+        write(&writes);
+        assert!(writes.told(&KEY), "of both at once");
+        for _ in 0..3 {
+            assert_eq!(age(&writes), Vec::<Bytes>::new());
+            write(&writes);
+            assert!(writes.told(&KEY));
+        }
+        assert_eq!(age(&writes), Vec::<Bytes>::new(), "one generation on");
+        assert_eq!(age(&writes), [KEY]);
+        assert_eq!(age(&writes), Vec::<Bytes>::new());
+        assert!(writes.keys.is_empty());
+    }
+
+    #[test]
+    fn what_is_in_flight_is_never_forgotten() {
+        let writes = watched();
+        writes.begin(1, &KEY, || 7);
+        for _ in 0..4 {
+            age(&writes);
+        }
+        assert!(writes.contains(&KEY) && !writes.is_idle());
+        assert_eq!(writes.first_seq(), Some(7));
+        writes.settle(&KEY, true, |overlapped, seq| assert!(!overlapped && seq == 7));
+        assert!(!writes.contains(&KEY) && writes.is_idle());
+        assert_eq!(writes.first_seq(), None);
+    }
+
+    #[test]
+    fn unwatched_nothing_is_kept_once_it_is_answered() {
+        let writes = Writes::default();
+        write(&writes);
+        assert!(writes.keys.is_empty());
+    }
+}

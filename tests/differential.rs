@@ -1,0 +1,214 @@
+//! Whatever is drawn: through the proxy the bytes are those that Redis gives.
+//!
+//! Sequences are drawn from the server's own `COMMAND DOCS`, played to two servers at once, one of them behind the proxy,
+//! and what each connection got is compared. A sequence belongs to its number, so that a failure can be run again; it is
+//! shrunk, and printed as a text that can be played again:
+//!
+//! - `scripts/differential --seed N --minutes M` runs longer
+//! - `SESSIONFERRY_DIFFERENTIAL_PLAY=FILE` plays a written sequence instead
+//!
+//! The rooms: `generator` draws, from the `vocabulary` and with `arguments` that fit, `step` writes down and reads, `servers` plays, `masks` says what may differ and why,
+//! `left_out` what is never sent and why, `shrink` shortens.
+#![cfg(feature = "net")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should panic")]
+#![allow(unreachable_pub, reason = "rooms of one test crate")]
+
+#[path = "differential/arguments.rs"]
+mod arguments;
+#[path = "differential/docs.rs"]
+mod docs;
+#[path = "differential/generator.rs"]
+mod generator;
+#[path = "differential/left_out.rs"]
+mod left_out;
+#[path = "differential/masks.rs"]
+mod masks;
+#[path = "differential/rng.rs"]
+mod rng;
+#[path = "differential/servers.rs"]
+mod servers;
+#[path = "differential/shrink.rs"]
+mod shrink;
+#[path = "differential/step.rs"]
+mod step;
+mod support;
+#[path = "differential/value.rs"]
+mod value;
+#[path = "differential/vocabulary.rs"]
+mod vocabulary;
+
+use std::{
+    io::{Read, Write},
+    net::{Shutdown, TcpListener, TcpStream},
+    time::{Duration, Instant},
+};
+
+use generator::Generator;
+use servers::{Pair, Proxied};
+use step::Step;
+
+const SHRINKING: Duration = Duration::from_secs(60);
+
+/// Plays until the time is over, and stops at the first difference with a short sequence that shows it.
+fn draw(pair: &mut Pair, seed: u64, time: Duration) -> Result<u64, (u64, String)> {
+    let (described, list) = pair.commands();
+    let commands = docs::read(&described, &list);
+    assert!(commands.len() > 300, "only {} commands", commands.len());
+    let began = Instant::now();
+    let mut number = seed;
+    while began.elapsed() < time {
+        let steps = Generator::new(&commands, number).sequence();
+        if let Err(difference) = pair.play(&steps) {
+            return Err((number, report(pair, number, steps, &difference)));
+        }
+        number += 1;
+    }
+    Ok(number - seed)
+}
+
+fn report(pair: &mut Pair, number: u64, steps: Vec<Step>, first: &servers::Difference) -> String {
+    let cut = steps[..=first.step].to_vec();
+    let again = (0..3).any(|_| pair.play(&cut).is_err());
+    let within = if again { SHRINKING } else { Duration::ZERO };
+    let short = shrink::shrink(cut, within, |steps| pair.play(steps).is_err());
+    let shown = match pair.play(&short) {
+        Err(difference) => difference,
+        Ok(()) => servers::Difference {
+            step: first.step,
+            text: format!("not every time; at first: {}", first.text),
+        },
+    };
+    format!(
+        "sequence {number} (SESSIONFERRY_TEST_SEED={number} begins with it) is not the same through the proxy.\n\
+         At step {} of:\n\n{}\n{}\n",
+        shown.step + 1,
+        step::written(&short),
+        shown.text
+    )
+}
+
+fn time(name: &str, usual: u64) -> Duration {
+    Duration::from_secs(std::env::var(name).map_or(usual, |text| text.parse().unwrap()))
+}
+
+#[test]
+fn whatever_is_drawn_gets_the_same_bytes() {
+    if let Some(file) = std::env::var_os("SESSIONFERRY_DIFFERENTIAL_PLAY") {
+        let steps = step::read(&std::fs::read_to_string(file).unwrap());
+        if let Err(difference) = Pair::start().play(&steps) {
+            panic!("at step {}: {}", difference.step + 1, difference.text);
+        }
+        return;
+    }
+    hunt(Pair::start, time("SESSIONFERRY_DIFFERENTIAL_SECONDS", 40));
+}
+
+#[test]
+fn two_plain_servers_are_found_equal() {
+    hunt(
+        || Pair::start_with(Proxied::No),
+        time("SESSIONFERRY_DIFFERENTIAL_PLAIN_SECONDS", 5),
+    );
+}
+
+/// The test of the test: a relay that is wrong in one reply is found out, and what shows it is one command.
+#[test]
+fn a_wrong_byte_is_noticed_and_shrunk() {
+    let mut pair = Pair::start_with(Proxied::Through(wrong_relay));
+    let steps = step::read(
+        "0 whole: HELLO 3\n\
+         1 pieces: SET s1 v | GET s1 | LPUSH l1 a b c\n\
+         0 bytes: MULTI | INCR n1 | EXEC | TYPE l1\n\
+         1 whole: PING | LRANGE l1 0 -1 | STRLEN s1 | ECHO value | LLEN l1\n\
+         0 whole: GET s1\n",
+    );
+    let Err(difference) = pair.play(&steps) else {
+        panic!("the wrong byte went unnoticed");
+    };
+    assert_eq!(difference.step, 3, "{}", difference.text);
+    let report = report(&mut pair, 1, steps, &difference);
+    assert!(report.contains("\n\n1 whole: ECHO value\n\n"), "{report}");
+}
+
+/// A proxy that says `valve` for `value`.
+fn wrong_relay(upstream: String) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    std::thread::spawn(move || {
+        for client in listener.incoming() {
+            let (mut client, mut server) = (client.unwrap(), TcpStream::connect(&upstream).unwrap());
+            let (mut from_client, mut to_server) = (client.try_clone().unwrap(), server.try_clone().unwrap());
+            std::thread::spawn(move || {
+                let _ = std::io::copy(&mut from_client, &mut to_server);
+                let _ = to_server.shutdown(Shutdown::Both);
+            });
+            std::thread::spawn(move || {
+                let mut chunk = [0; 65_536];
+                while let Ok(length @ 1..) = server.read(&mut chunk) {
+                    let wrong: Vec<u8> = String::from_utf8_lossy(&chunk[..length])
+                        .replace("value", "valve")
+                        .into_bytes();
+                    if client.write_all(&wrong).is_err() {
+                        return;
+                    }
+                }
+                let _ = client.shutdown(Shutdown::Both);
+            });
+        }
+    });
+    address
+}
+
+#[test]
+fn kept_sequences_get_the_same_bytes() {
+    let mut pair = Pair::start();
+    let mut played = 0;
+    let mut failures = Vec::new();
+    for part in include_str!("differential/kept.txt").split("\n== ").skip(1) {
+        let (name, text) = part.split_once('\n').unwrap();
+        let steps = step::read(text);
+        assert_eq!(
+            step::read(&step::written(&steps)),
+            steps,
+            "{name} is not what was written"
+        );
+        if let Err(difference) = pair.play(&steps) {
+            failures.push(format!(
+                "{name}, at `{}`\n{}",
+                step::written(&steps[difference.step..=difference.step]).trim(),
+                difference.text
+            ));
+        }
+        played += 1;
+    }
+    assert!(played > 40, "only {played} sequences");
+    assert!(
+        failures.is_empty(),
+        "{} of {played}:\n\n{}",
+        failures.len(),
+        failures.join("\n\n")
+    );
+}
+
+fn hunt(start: fn() -> Pair, time: Duration) {
+    let seed = support::seed();
+    let mut pair = start();
+    // Goes on after a failure, for whoever wants to see them all.
+    let go_on = std::env::var_os("SESSIONFERRY_DIFFERENTIAL_GO_ON").is_some();
+    let (began, mut from, mut failures) = (Instant::now(), seed, 0);
+    while began.elapsed() < time {
+        match draw(&mut pair, from, time.saturating_sub(began.elapsed())) {
+            Ok(count) => {
+                println!("{} sequences, from {seed}", from - seed + count);
+                break;
+            }
+            Err((number, text)) if go_on => {
+                (from, failures) = (number + 1, failures + 1);
+                println!("{text}");
+                pair = start();
+            }
+            Err((_, text)) => panic!("{text}"),
+        }
+    }
+    assert_eq!(failures, 0, "see above");
+}
