@@ -1,0 +1,130 @@
+//! The properties over the kept corpus, and over bytes drawn by lot. The seed is printed, and taken from
+//! `SESSIONFERRY_TEST_SEED` again.
+
+use std::path::Path;
+
+type Property = fn(&[u8]);
+
+/// A small generator: no run depends on a library's version.
+struct Lot(u64);
+
+impl Lot {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, bound: usize) -> usize {
+        (self.next() % bound as u64) as usize
+    }
+}
+
+fn seed() -> u64 {
+    let seed = std::env::var("SESSIONFERRY_TEST_SEED").map_or_else(
+        |_| {
+            std::time::SystemTime::UNIX_EPOCH
+                .elapsed()
+                .map_or(0, |since| since.as_nanos() as u64)
+        },
+        |text| text.parse().expect("SESSIONFERRY_TEST_SEED is a number"),
+    );
+    println!("SESSIONFERRY_TEST_SEED={seed}");
+    seed
+}
+
+fn corpus(target: &str, property: Property) {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(target);
+    for file in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        property(&std::fs::read(file.path()).expect("a readable file"));
+    }
+}
+
+/// Pieces of RESP, so that more than the first byte is reached.
+fn resp(lot: &mut Lot) -> Vec<u8> {
+    const PIECES: &[&[u8]] = &[
+        b"*1\r\n",
+        b"*2\r\n",
+        b"*3\r\n",
+        b"*0\r\n",
+        b"*-1\r\n",
+        b"$3\r\n",
+        b"$0\r\n",
+        b"$-1\r\n",
+        b"GET",
+        b"key",
+        b"\r\n",
+        b"+OK\r\n",
+        b"-ERR x\r\n",
+        b":1\r\n",
+        b"_\r\n",
+        b"%1\r\n",
+        b"~2\r\n",
+        b">2\r\n",
+        b"=7\r\n",
+        b"txt:abc",
+        b"#t\r\n",
+        b",1.5\r\n",
+        b"(12\r\n",
+        b"!3\r\n",
+        b"PING\r\n",
+        b"$",
+        b"*",
+        b"\r",
+        b"\n",
+        b"9",
+        b"99999999999",
+        b" ",
+        b"\"",
+        b"'",
+        b"\0",
+    ];
+    let mut out = Vec::new();
+    for _ in 0..lot.below(24) {
+        if lot.below(8) == 0 {
+            out.push(lot.next() as u8);
+        } else {
+            out.extend_from_slice(PIECES[lot.below(PIECES.len())]);
+        }
+    }
+    out
+}
+
+fn by_lot(count: usize, property: Property, draw: fn(&mut Lot) -> Vec<u8>) {
+    let mut lot = Lot(seed());
+    for _ in 0..count {
+        let data = draw(&mut lot);
+        if let Err(panic) = std::panic::catch_unwind(|| property(&data)) {
+            eprintln!("with {}", data.escape_ascii());
+            std::panic::resume_unwind(panic);
+        }
+    }
+}
+
+#[test]
+fn requests_end_where_the_crate_says() {
+    corpus("request_scanner", sessionferry_fuzz::request_scanner);
+    by_lot(200_000, sessionferry_fuzz::request_scanner, resp);
+}
+
+#[test]
+fn replies_end_where_the_crate_says() {
+    corpus("reply_scanner", sessionferry_fuzz::reply_scanner);
+    by_lot(200_000, sessionferry_fuzz::reply_scanner, resp);
+}
+
+#[test]
+fn no_split_of_the_bytes_matters() {
+    corpus("split_reads", sessionferry_fuzz::split_reads);
+    by_lot(100_000, sessionferry_fuzz::split_reads, resp);
+}
+
+#[test]
+fn no_reply_reaches_the_wrong_client() {
+    corpus("session", sessionferry_fuzz::session);
+    by_lot(1_000, sessionferry_fuzz::session, |lot| {
+        (0..lot.below(80)).map(|_| lot.next() as u8).collect()
+    });
+}
