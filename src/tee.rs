@@ -13,6 +13,7 @@ pub mod delivery;
 mod linger;
 pub mod pending;
 pub mod rescue;
+mod reserved;
 pub mod restore;
 mod rows;
 #[cfg(feature = "sabotage")]
@@ -30,6 +31,7 @@ use bytes::Bytes;
 use crate::session::{Effect, KeyPatterns};
 pub use pending::{Ack, Origin, Pending};
 pub use rescue::Rescue;
+pub use reserved::Reserved;
 pub use restore::Restore;
 pub use rows::Rows;
 pub use shield::Shield;
@@ -143,6 +145,14 @@ impl Tee {
             .into_iter()
             .filter(|sink| sink.mark(key, seq, origin))
             .count()
+    }
+
+    /// Takes the keys that some sink has nothing pending for, so that backfill can read them for all sinks at once.
+    pub fn reserve(&self, keys: impl IntoIterator<Item = Bytes>) -> Reserved<'_> {
+        let seq = self.seq.load(Relaxed);
+        let mut keys: Vec<Bytes> = keys.into_iter().collect();
+        keys.retain(|key| self.sinks().into_iter().filter(|sink| sink.hold(key, seq)).count() > 0);
+        Reserved::new(self, keys)
     }
 
     /// Marks a key that something else changed, for good: `record` gets the sequence number for the journal first.

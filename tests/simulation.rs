@@ -60,6 +60,8 @@ struct World {
     database: Store,
     connections: Vec<VecDeque<InFlight>>,
     deliveries: [Delivery; 2],
+    /// The key that backfill has reserved, and what it was when it was read.
+    backfill: Option<(Bytes, Option<Effect>)>,
     /// Records that are not retired: what the next process starts from.
     journal: BTreeSet<(u64, Bytes)>,
     wipes: BTreeSet<u64>,
@@ -86,6 +88,7 @@ impl World {
             database: Store::new(),
             connections: (0..CONNECTIONS).map(|_| VecDeque::new()).collect(),
             deliveries: [Delivery::Idle, Delivery::Idle],
+            backfill: None,
             journal: BTreeSet::new(),
             wipes: BTreeSet::new(),
             counter: 0,
@@ -118,16 +121,12 @@ impl World {
                 self.deliver(sink, true);
             }
             90..93 => self.bypass(),
-            93..95 => {
+            93 => {
                 let key = self.key();
-                let origin = if self.dice.random_bool(0.5) {
-                    Origin::Backfill
-                } else {
-                    Origin::Repair
-                };
-                self.tee.mark(&key, origin);
+                self.tee.mark(&key, Origin::Repair);
             }
-            95..97 => self.retire(),
+            94..96 => self.backfill(),
+            96 => self.retire(),
             97 => self.lose_connection(),
             98 => self.die(),
             _ => self.cross(),
@@ -316,6 +315,36 @@ impl World {
         self.deliveries[sink] = next;
     }
 
+    /// One step of a copy.
+    fn backfill(&mut self) {
+        let told = format!("backfill: {:?}", self.backfill);
+        self.tell(|| told);
+        self.backfill = match self.backfill.take() {
+            None => {
+                let key = self.key();
+                let seq = self.tee.head();
+                for sink in self.tee.sinks() {
+                    sink.hold(&key, seq);
+                }
+                Some((key, None))
+            }
+            // It may fail.
+            Some((key, None)) if self.dice.random_bool(0.9) => {
+                let effect = self.redis[0].get(&key).map_or(Effect::Delete, |value| Effect::Put {
+                    value: value.clone(),
+                    deadline: Deadline::Never,
+                });
+                Some((key, Some(effect)))
+            }
+            Some((key, read)) => {
+                for sink in self.tee.sinks() {
+                    sink.supply(&key, read.clone());
+                }
+                None
+            }
+        };
+    }
+
     /// What every store has needs no record.
     fn retire(&mut self) {
         let low = self.tee.low_watermark();
@@ -362,6 +391,7 @@ impl World {
             self.deliveries[sink] = Delivery::Idle;
         }
         self.connections.iter_mut().for_each(VecDeque::clear);
+        self.backfill = None;
         let head = self.tee.head();
         self.tee = new_tee(head);
         for (seq, key) in &self.journal {
@@ -383,6 +413,9 @@ impl World {
         while self.connections.iter().any(|sent| !sent.is_empty()) {
             self.execute();
             self.answer();
+        }
+        while self.backfill.is_some() {
+            self.backfill();
         }
         let mut patience = 10_000;
         while !self.tee.is_drained() {

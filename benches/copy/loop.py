@@ -1,6 +1,5 @@
-"""The loop that people write: each session of the cache, saved as a row in a transaction of its own, with
-Django's ORM. loop.py SECONDS SECRET"""
-import datetime
+"""The loop that people write, as it goes round in the forums: each session of the cache is saved as a row with Django's
+ORM, in a transaction of its own. loop.py SECONDS SECRET"""
 import json
 import os
 import sys
@@ -22,26 +21,31 @@ settings.configure(
 )
 django.setup()
 
-from django.contrib.sessions.backends.db import SessionStore  # noqa: E402
-from django.contrib.sessions.models import Session  # noqa: E402
-from django.core.cache import cache  # noqa: E402
+from django.contrib.sessions.backends import cache, db  # noqa: E402
+from django.core.cache import caches  # noqa: E402
 from django.core.management import call_command  # noqa: E402
-from django.db import transaction  # noqa: E402
-from django.utils import timezone  # noqa: E402
+from django.db import router, transaction  # noqa: E402
 
 call_command("migrate", verbosity=0)
-PREFIX = ":1:django.contrib.sessions.cache"
-AGE = datetime.timedelta(seconds=settings.SESSION_COOKIE_AGE)
 client = redis.Redis.from_url(os.environ["REDIS"])
+
+
+class SessionStore(db.SessionStore, cache.SessionStore):
+    def save_to_db(self, cache_key, session_key):
+        data = self._cache.get(cache_key)
+        row = self.model(session_key=session_key, session_data=self.encode(data), expire_date=self.get_expiry_date())
+        using = router.db_for_write(self.model, instance=row)
+        with transaction.atomic(using=using):
+            row.save(using=using)
+
+
+pattern = caches["default"].make_key(SessionStore.cache_key_prefix + "*", version=None)
 began, rows = time.monotonic(), 0
-for key in client.scan_iter(PREFIX + "*", count=1000):
+for key in client.scan_iter(match=pattern):
     if time.monotonic() - began > seconds:
         break
-    session_key = key.decode().removeprefix(PREFIX)
-    data = cache.get(key.decode().removeprefix(":1:"))
-    store = SessionStore(session_key)
-    row = Session(session_key=session_key, session_data=store.encode(data), expire_date=timezone.now() + AGE)
-    with transaction.atomic():
-        row.save()
+    cache_key = key.decode().removeprefix(":1:")
+    session_key = cache_key.removeprefix(SessionStore.cache_key_prefix)
+    SessionStore(session_key=session_key).save_to_db(cache_key, session_key)
     rows += 1
 print(json.dumps({"rows_per_second": rows / max(seconds, 0.001)}))

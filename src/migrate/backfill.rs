@@ -1,7 +1,7 @@
-//! Copies what was there before the tee: marks every session of the authority for delivery.
+//! Copies what was there before the tee: reads every session of the authority, and has it delivered.
 //!
-//! A key that the tee already has something for is skipped, and a marked key is read at the moment of its delivery, so
-//! that a late copy can neither overwrite a newer value nor bring a deleted session back.
+//! A key that the tee already has something for is skipped, and one that is to be read is pending before: a write that
+//! comes later replaces what was read. So a late copy can neither overwrite a newer value nor bring a deleted session back.
 
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
@@ -12,11 +12,16 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Controller, End};
 use crate::net::Backoff;
+use crate::session::Effect;
 use crate::status::{Authority, Backfill, BackfillState, Phase, VerifyState};
-use crate::tee::Origin;
+use crate::tee::Pending;
 
 /// Marked keys that wait for delivery, at most: what bounds memory, and how far ahead of the sinks the reading is.
 const MAX_WAITING: u64 = 8192;
+/// Bytes of values that wait for delivery, at most, but for what one more read brings.
+const MAX_WAITING_BYTES: u64 = 64 * 1024 * 1024;
+/// Keys that are read at once.
+const CHUNK: usize = 128;
 /// A SCAN that takes longer than this shows that the source is busy: as much time is left to it.
 const SCAN_PATIENCE: Duration = Duration::from_millis(20);
 /// Failed SCANs in a row before backfill gives up.
@@ -91,24 +96,35 @@ impl Controller {
             };
             failures = 0;
             let took = asked.elapsed();
-            self.mark(&keys);
+            for chunk in keys.chunks(CHUNK) {
+                self.copy(chunk).await;
+                self.until_waiting_below(MAX_WAITING, stop, start).await?;
+            }
             if took > SCAN_PATIENCE {
                 tokio::time::sleep(took).await;
             }
-            self.until_waiting_below(MAX_WAITING, stop, start).await?;
         }
         self.until_waiting_below(1, stop, start).await
     }
 
-    fn mark(&self, keys: &[Bytes]) {
-        let tee = &self.parts.tee;
-        for key in keys {
-            self.state().backfill.scanned += 1;
-            // A slice of the whole SCAN reply would keep all of it in memory.
-            let key = Bytes::copy_from_slice(key);
-            if tee.mark(&key, Origin::Backfill) == 0 {
-                self.parts.counters.backfill_skipped.fetch_add(1, Relaxed);
-            }
+    /// Reads the keys once, for all sinks. What cannot be read now is read when it is delivered, and there it is said
+    /// what stands in the way.
+    async fn copy(&self, keys: &[Bytes]) {
+        let parts = &self.parts;
+        self.state().backfill.scanned += keys.len() as u64;
+        // A slice of the whole SCAN reply would keep all of it in memory.
+        let reserved = parts.tee.reserve(keys.iter().map(|key| Bytes::copy_from_slice(key)));
+        let skipped = keys.len() - reserved.keys().len();
+        parts.counters.backfill_skipped.fetch_add(skipped as u64, Relaxed);
+        if reserved.keys().is_empty() || parts.restore.guards() {
+            return;
+        }
+        let read = parts.stores.authority_store().read(reserved.keys()).await;
+        // What a restarted server does not have is not gone.
+        if let Ok(stored) = read
+            && !parts.restore.guards()
+        {
+            reserved.supply(stored.into_iter().map(Effect::from));
         }
     }
 
@@ -119,7 +135,8 @@ impl Controller {
             if stop.is_cancelled() {
                 return Err("stopped".into());
             }
-            if self.parts.tee.sinks().iter().all(|sink| sink.backfilling() < limit) {
+            let room = |sink: &&Pending| sink.backfilling() < limit && sink.value_bytes() < MAX_WAITING_BYTES;
+            if self.parts.tee.sinks().iter().all(room) {
                 return Ok(());
             }
             tokio::time::sleep(POLL).await;

@@ -23,7 +23,7 @@ use self::error::Fault;
 use self::facts::time_ms;
 use self::link::{Identity, Link, text};
 use crate::net::Endpoint;
-use crate::session::Deadline;
+use crate::session::{Deadline, Effect};
 
 /// Keys in one `MULTI`: value and deadline of a key belong together, and the server is not held up for long.
 pub const READ_CHUNK: usize = 128;
@@ -45,6 +45,16 @@ pub enum Stored {
     },
     /// The key holds a list, a hash …: no session.
     WrongType,
+}
+
+impl From<Stored> for Effect {
+    /// What the session is now. No string is no session: Django would fail to read it, too.
+    fn from(stored: Stored) -> Effect {
+        match stored {
+            Stored::Value { value, deadline } => Effect::Put { value, deadline },
+            Stored::Absent | Stored::WrongType => Effect::Delete,
+        }
+    }
 }
 
 /// What a Redis shall hold under a key. Writing it twice is the same as once.

@@ -3,6 +3,8 @@
 //! A batch is taken, dirty keys are read from the authority, the sink is written, and only then the keys are done. On an
 //! error the whole batch waits again: delivery is idempotent. One batch at a time per sink is what keeps the order per key.
 
+mod table;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -16,17 +18,14 @@ use tokio_util::sync::CancellationToken;
 use super::linger::Linger;
 use super::pending::{Origin, Taken};
 use super::{Pending, Restore, Rows, SinkName, Tee};
-use crate::clock::now_ms;
 use crate::net::Backoff;
-use crate::session::expiry::expire_ms;
-use crate::session::key::is_storable;
 use crate::session::{Deadline, Effect};
-use crate::sink::{DatabaseError, DatabaseErrorKind, RedisStore, RedisWrite, Row, Stored};
+use crate::sink::{RedisStore, RedisWrite};
 use crate::status::Authority;
 
 /// Keys per batch.
 const REDIS_BATCH: usize = 512;
-const DATABASE_BATCH: usize = 1000;
+const DATABASE_BATCH: usize = 4 * table::TRANSACTION;
 /// Bytes of values per batch.
 const BATCH_BYTES: usize = 4 * 1024 * 1024;
 /// Writes gather so long before a round of deliveries, at the least and at the most. A row costs several times what a key
@@ -37,10 +36,6 @@ const DATABASE_LINGER: [Duration; 2] = [Duration::from_millis(10), Duration::fro
 const READ_PATIENCE: Duration = Duration::from_millis(300);
 const RETRY_FIRST: Duration = Duration::from_millis(20);
 const RETRY_CAP: Duration = Duration::from_secs(1);
-/// Sessions that a row cannot carry are remembered by name up to this many; beyond, they are only counted.
-const MAX_UNSTORABLE: usize = 100_000;
-/// So many of them are told of one by one.
-const MAX_TOLD: usize = 20;
 
 /// The two Redis servers as the proxy's own client sees them, and which is the authority.
 #[derive(Clone, Debug)]
@@ -127,9 +122,9 @@ enum Trouble {
 type State = Option<(Bytes, Deadline)>;
 
 /// What a known effect says that the session is.
-fn recorded(effect: &Effect) -> State {
+fn known(effect: Effect) -> State {
     match effect {
-        Effect::Put { value, deadline } => Some((value.clone(), *deadline)),
+        Effect::Put { value, deadline } => Some((value, deadline)),
         _ => None,
     }
 }
@@ -145,7 +140,7 @@ impl Delivery {
         self.run(&self.tee.database, Some(&rows), &stop).await;
     }
 
-    async fn run(&self, pending: &Pending, rows: Option<&Rows>, stop: &CancellationToken) {
+    async fn run(&self, pending: &Pending, rows: Option<&Arc<Rows>>, stop: &CancellationToken) {
         let (max, [least, most]) = if rows.is_some() {
             (DATABASE_BATCH, DATABASE_LINGER)
         } else {
@@ -215,11 +210,11 @@ impl Delivery {
 
     /// All at once where the authority tells what is dirty; where it does not, or not soon, what is known goes first. What
     /// has not arrived waits again.
-    async fn deliver(&self, pending: &Pending, rows: Option<&Rows>, batch: &[Taken]) -> Result<(), Trouble> {
-        let (known, dirty): (Vec<&Taken>, Vec<&Taken>) = batch.iter().partition(|taken| taken.effect.is_known());
-        let mut states: Vec<(&Taken, State)> = known
+    async fn deliver(&self, pending: &Pending, rows: Option<&Arc<Rows>>, batch: &[Taken]) -> Result<(), Trouble> {
+        let (recorded, dirty): (Vec<&Taken>, Vec<&Taken>) = batch.iter().partition(|taken| taken.effect.is_known());
+        let mut states: Vec<(&Taken, State)> = recorded
             .into_iter()
-            .map(|taken| (taken, recorded(&taken.effect)))
+            .map(|taken| (taken, known(taken.effect.clone())))
             .collect();
         let reading = self.read(&dirty);
         tokio::pin!(reading);
@@ -245,7 +240,12 @@ impl Delivery {
         read.map_err(Trouble::Authority)
     }
 
-    async fn write(&self, pending: &Pending, rows: Option<&Rows>, states: Vec<(&Taken, State)>) -> Result<(), Trouble> {
+    async fn write(
+        &self,
+        pending: &Pending,
+        rows: Option<&Arc<Rows>>,
+        states: Vec<(&Taken, State)>,
+    ) -> Result<(), Trouble> {
         if states.is_empty() {
             return Ok(());
         }
@@ -288,12 +288,8 @@ impl Delivery {
         let keys: Vec<Bytes> = dirty.iter().map(|taken| taken.key.clone()).collect();
         let stored = self.stores.of(authority).read(&keys).await;
         let stored = stored.map_err(|error| format!("reading from the {authority}: {error}"))?;
-        let states = dirty.iter().zip(stored).map(|(&taken, stored)| match stored {
-            Stored::Value { value, deadline } => (taken, Some((value, deadline))),
-            // No string is no session: Django would fail to read it, too.
-            Stored::Absent | Stored::WrongType => (taken, None),
-        });
-        Ok(states.collect())
+        let states = stored.into_iter().map(|stored| known(stored.into()));
+        Ok(dirty.iter().copied().zip(states).collect())
     }
 
     fn count(&self, pending: &Pending, states: &[(&Taken, State)]) {
@@ -329,85 +325,5 @@ impl Delivery {
             .write(&writes)
             .await
             .map_err(|error| error.to_string())
-    }
-
-    async fn write_database(&self, rows: &Rows, states: &[(&Taken, State)]) -> Result<(), String> {
-        let now = now_ms();
-        let (mut upserts, mut deletes) = (Vec::new(), Vec::new());
-        for (taken, state) in states {
-            let Some(session_key) = self.tee.patterns.session_key(&taken.key) else {
-                continue;
-            };
-            if !is_storable(session_key) {
-                self.counters.rejected.fetch_add(1, Relaxed);
-                continue;
-            }
-            let Some((value, deadline)) = state else {
-                self.counters.unstorable.remove(&taken.key);
-                deletes.push(session_key.to_owned());
-                continue;
-            };
-            match rows.codec.encode(value, now.div_euclid(1000)) {
-                Ok(session_data) => {
-                    self.counters.unstorable.remove(&taken.key);
-                    let expire_ms = expire_ms(*deadline, now, rows.cookie_age);
-                    upserts.push(Row {
-                        session_key: session_key.to_owned(),
-                        session_data,
-                        expire_ms,
-                    });
-                }
-                Err(reason) => {
-                    // No row is better than the row of an older state, which would come back to life.
-                    self.note_unstorable(&taken.key, &reason.to_string());
-                    deletes.push(session_key.to_owned());
-                }
-            }
-        }
-        self.apply_rows(rows, upserts, &deletes).await
-    }
-
-    /// Writes the rows; one that the database refuses is found and counted, so that it does not hold up the others.
-    async fn apply_rows(&self, rows: &Rows, upserts: Vec<Row>, deletes: &[String]) -> Result<(), String> {
-        let text = |error: DatabaseError| error.to_string();
-        match rows.database.apply(&upserts, deletes).await {
-            Ok(()) => return Ok(()),
-            Err(error) if error.kind() != DatabaseErrorKind::Rejected => return Err(text(error)),
-            Err(_) => {}
-        }
-        rows.database.apply(&[], deletes).await.map_err(text)?;
-        for row in upserts {
-            match rows.database.apply(std::slice::from_ref(&row), &[]).await {
-                Ok(()) => {}
-                Err(error) if error.kind() == DatabaseErrorKind::Rejected => {
-                    tracing::warn!(session = self.tee.digest(&self.tee.patterns.redis_key(&row.session_key)), %error, "the database refuses this row");
-                    self.counters.rejected.fetch_add(1, Relaxed);
-                    // No row is better than the row of an older state.
-                    rows.database.apply(&[], &[row.session_key]).await.map_err(text)?;
-                }
-                Err(error) => return Err(text(error)),
-            }
-        }
-        Ok(())
-    }
-
-    fn note_unstorable(&self, key: &Bytes, reason: &str) {
-        let unstorable = &self.counters.unstorable;
-        if unstorable.contains_key(key) || unstorable.len() >= MAX_UNSTORABLE {
-            return;
-        }
-        let digest = self.tee.digest(key);
-        match unstorable.len() {
-            known if known < MAX_TOLD => {
-                tracing::warn!(
-                    session = digest,
-                    reason,
-                    "this session cannot be stored in a row; it is copied to Redis alone"
-                );
-            }
-            MAX_TOLD => tracing::warn!("more sessions cannot be stored in a row; see `unstorable` in the status"),
-            _ => tracing::debug!(session = digest, reason, "this session cannot be stored in a row"),
-        }
-        unstorable.insert(Bytes::copy_from_slice(key), reason.to_owned());
     }
 }

@@ -36,6 +36,8 @@ struct Entry {
     since: Instant,
     effect: Effect,
     origin: Origin,
+    /// Backfill is reading it, and no delivery has been told of it yet.
+    held: bool,
 }
 
 /// A key taken for delivery. It stays pending until [`Pending::done`].
@@ -159,6 +161,7 @@ impl Pending {
                 self.account(Some(&entry.effect), Some(&newest));
                 entry.effect = newest;
                 entry.version += 1;
+                self.release(key, entry);
                 // A mark may have come between the write's record and its reply.
                 entry.first_seq = entry.first_seq.min(seq);
             }
@@ -170,6 +173,7 @@ impl Pending {
                     since: Instant::now(),
                     effect,
                     origin: Origin::Tee,
+                    held: false,
                 });
                 self.enqueue(key.clone());
             }
@@ -211,6 +215,34 @@ impl Pending {
 
     /// Has the key read from the authority and delivered, unless something is pending for it already.
     pub fn mark(&self, key: &Bytes, seq: u64, origin: Origin) -> bool {
+        self.insert(key, seq, origin, false)
+    }
+
+    /// The same for backfill, which reads the key itself and then says what it is, with [`Pending::supply`].
+    pub fn hold(&self, key: &Bytes, seq: u64) -> bool {
+        self.insert(key, seq, Origin::Backfill, true)
+    }
+
+    /// What a key that is held was when it was read. Where something has happened to it since, that is what is
+    /// delivered; where nothing was read (`None`), the key is read when it is delivered.
+    pub fn supply(&self, key: &Bytes, effect: Option<Effect>) {
+        let Some(mut entry) = self.entries.get_mut(key) else {
+            return;
+        };
+        if let Some(effect) = effect.filter(|_| entry.held) {
+            self.account(Some(&entry.effect), Some(&effect));
+            entry.effect = effect;
+        }
+        self.release(key, &mut entry);
+    }
+
+    fn release(&self, key: &Bytes, entry: &mut Entry) {
+        if std::mem::take(&mut entry.held) {
+            self.enqueue(key.clone());
+        }
+    }
+
+    fn insert(&self, key: &Bytes, seq: u64, origin: Origin, held: bool) -> bool {
         if !self.is_enabled() {
             return false;
         }
@@ -226,6 +258,7 @@ impl Pending {
                     if entry.origin == Origin::Tee {
                         entry.origin = origin;
                     }
+                    self.release(key, entry);
                 }
                 false
             }
@@ -240,8 +273,11 @@ impl Pending {
                     since: Instant::now(),
                     effect,
                     origin,
+                    held,
                 });
-                self.enqueue(key.clone());
+                if !held {
+                    self.enqueue(key.clone());
+                }
                 true
             }
         }
@@ -256,6 +292,8 @@ impl Pending {
             if entry.origin == Origin::Tee {
                 entry.origin = Origin::Repair;
             }
+            let key = entry.key().clone();
+            self.release(&key, &mut entry);
         }
     }
 
@@ -271,6 +309,11 @@ impl Pending {
         };
         self.value_bytes.fetch_add(len(new), Relaxed);
         self.value_bytes.fetch_sub(len(old), Relaxed);
+    }
+
+    /// Bytes of the values that are kept.
+    pub fn value_bytes(&self) -> u64 {
+        self.value_bytes.load(Relaxed)
     }
 
     /// Waits until there may be something to take. Cancel safe.
@@ -444,6 +487,34 @@ mod tests {
         assert!(!pending.mark(&KEY, 2, Origin::Backfill));
         assert_eq!(pending.take(1, 1)[0].effect, Effect::Delete);
         assert_eq!(pending.backfilling(), 0);
+    }
+
+    #[test]
+    fn what_backfill_read_gives_way_to_what_happened_since() {
+        let pending = Pending::new(SinkName::Redis, true);
+        assert!(pending.hold(&KEY, 1));
+        assert!(pending.take(1, 1).is_empty(), "it is being read");
+        pending.supply(&KEY, Some(put("a", 1)));
+        let taken = pending.take(1, 1).remove(0);
+        assert_eq!(taken.effect, put("a", 1));
+        pending.done(&taken);
+        assert_eq!((pending.backfilling(), pending.value_bytes()), (0, 0));
+
+        let changes: [fn(&Pending); 3] = [
+            |pending| pending.push(&KEY, 3, Effect::Delete),
+            |pending| assert!(!pending.mark(&KEY, 3, Origin::Repair)),
+            Pending::doubt_all,
+        ];
+        for (change, expected) in changes.iter().zip([Effect::Delete, Effect::Unknown, Effect::Unknown]) {
+            assert!(pending.hold(&KEY, 2));
+            change(&pending);
+            pending.supply(&KEY, Some(put("a", 1)));
+            let taken = pending.take(2, 1);
+            assert_eq!(taken.len(), 1);
+            assert_eq!(taken[0].effect, expected);
+            pending.done(&taken[0]);
+            assert!(pending.is_empty() && pending.value_bytes() == 0);
+        }
     }
 
     #[test]
