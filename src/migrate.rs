@@ -9,10 +9,14 @@ pub mod bypass;
 pub mod census;
 pub mod control;
 pub mod cutover;
+mod governor;
+mod line;
+mod pace;
 pub mod plan;
 pub mod promote;
 pub mod restart;
 pub mod restore;
+pub mod scan;
 pub mod state;
 pub mod verify;
 

@@ -275,6 +275,74 @@ fn a_backfill_that_is_killed_goes_on_after_the_restart() {
     assert_eq!(site.expect_same_everywhere(), VISITORS);
 }
 
+/// How many values the proxy has read of the source's sessions: nobody else asks for this.
+fn read_of(source: &support::RedisServer) -> u64 {
+    let stats: String = source.ask(&["INFO", "commandstats"]);
+    let calls = stats
+        .lines()
+        .find_map(|line| line.strip_prefix("cmdstat_pexpiretime:calls="));
+    calls.map_or(0, |rest| rest.split(',').next().unwrap().parse().unwrap())
+}
+
+#[test]
+fn a_backfill_that_was_stopped_goes_on_where_it_was() {
+    const MANY: usize = 12_000;
+    let mut site = Site::prepare(DatabaseKind::Sqlite);
+    let fill = "for i = 1, tonumber(ARGV[1]) do redis.call('SET', KEYS[1] .. string.format('%032d', i), ARGV[2], 'EX', 9000) end";
+    let value = site.django.pickle(&json!({"some": "body"}));
+    redis::cmd("EVAL")
+        .arg(fill)
+        .arg(1)
+        .arg(session(""))
+        .arg(MANY)
+        .arg(value)
+        .exec(&mut site.source.connection())
+        .unwrap();
+    site.start_proxy(&[]);
+    // Others use the source: it takes its time, and can be stopped in the middle.
+    let load = Load::start(&site.proxy().address(), 2);
+    let (code, answer) = site.proxy().post("backfill", json!({}));
+    assert_eq!(code, 202, "{answer}");
+    let copied = || site.proxy().status().backfill.copied;
+    eventually("some are copied", Duration::from_secs(30), || copied() > 4_000);
+    let id = answer["operation"].to_string();
+    assert!(site.proxy().stop_operation(id.trim_matches('"')));
+    eventually("it has stopped", Duration::from_secs(30), || {
+        site.proxy().status().backfill.state == BackfillState::Failed
+    });
+    load.stop();
+    let copied = copied();
+    assert!((4_000..11_000).contains(&copied), "{copied}");
+
+    // What it reads of itself when it starts.
+    site.proxy_mut().restart();
+    eventually("what was recorded is delivered", Duration::from_secs(30), || {
+        let tee = site.proxy().status().tee;
+        tee.target.pending + tee.database.pending == 0
+    });
+    let read = read_of(&site.source);
+    site.proxy().done("backfill");
+    let backfill = site.proxy().status().backfill;
+    assert!(
+        backfill.scanned >= MANY as u64 && backfill.copied >= MANY as u64,
+        "{backfill:?}"
+    );
+    let again = read_of(&site.source) - read;
+    assert!(
+        again < MANY as u64 - copied + 500,
+        "{again} were read again of {MANY}, {copied} were there"
+    );
+    site.proxy().done("verify");
+    assert_eq!(site.proxy().status().verify.state, VerifyState::Clean);
+    // The load's two sessions are there as well.
+    assert!(site.expect_same_everywhere() >= MANY);
+
+    // One that came to its end is not gone on with.
+    let read = read_of(&site.source);
+    site.proxy().done("backfill");
+    assert!(read_of(&site.source) - read >= MANY as u64);
+}
+
 #[test]
 fn verify_finds_every_kind_of_difference_and_cutover_is_refused() {
     let (mut site, keys) = lived_in(DatabaseKind::Sqlite);

@@ -20,6 +20,7 @@ PREFIX = ":1:django.contrib.sessions.cache"
 SECRET = "a key for this measurement only"
 LOOP_SECONDS = 10
 PACE, PACED_CLIENTS = 5000, 10
+LATENCY_SECONDS, LATENCY_ROUNDS = 6, 5
 PAD = 240
 
 
@@ -93,9 +94,17 @@ def patiently(what, attempt):
     raise SystemExit(f"waited in vain for {what}")
 
 
-def latency(paced, port, seconds):
-    out = subprocess.run([paced, str(port), str(PACE), str(PACED_CLIENTS), str(seconds)], check=True, capture_output=True)
-    return json.loads(out.stdout)["p99"]
+def load(paced, port):
+    """Clients of the source that ask at a fixed rate."""
+    return subprocess.Popen([paced, str(port), str(PACE), str(PACED_CLIENTS), str(LATENCY_SECONDS)], stdout=subprocess.PIPE)
+
+
+def finished(load):
+    """The p99 of what they waited, µs."""
+    out, _ = load.communicate()
+    if load.returncode != 0:
+        raise SystemExit("the load could not be made")
+    return json.loads(out)["p99"]
 
 
 def operation(arguments, admin, name):
@@ -105,6 +114,19 @@ def operation(arguments, admin, name):
     if done.returncode != 0:
         raise SystemExit(f"{name}: {done.stdout.decode()}{done.stderr.decode()}")
     return time.monotonic() - began
+
+
+def ask(admin, method, path):
+    request = urllib.request.Request(f"http://127.0.0.1:{admin}/api/v1/{path}", method=method, data=b"{}" if method == "POST" else None,
+                                     headers={"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=5) as answer:
+        return json.load(answer)
+
+
+def stopped(binary, admin, number):
+    subprocess.run([binary, "stop", str(number), "--admin", f"http://127.0.0.1:{admin}"], check=False, capture_output=True)
+    while ask(admin, "GET", f"operations/{number}")["state"] == "running":
+        time.sleep(0.05)
 
 
 def peak_mib(process):
@@ -132,7 +154,6 @@ def main():
         patiently("PostgreSQL", lambda: subprocess.run(
             [arguments.python, Path(__file__).parent / "loop.py", "0", SECRET], check=True, capture_output=True, env=environment))
         fill(servers.source, arguments.sessions)
-        alone = statistics.median(latency(arguments.paced, servers.source, 3) for _ in range(3))
         python = loop(arguments, servers)
         listen, admin = free_port(), free_port()
         environment = dict(os.environ, SESSIONFERRY_SECRET_KEY=SECRET)
@@ -146,20 +167,25 @@ def main():
         patiently("the proxy", lambda: urllib.request.urlopen(f"http://127.0.0.1:{admin}/readyz", timeout=2))
         backfill = operation(arguments, admin, "backfill")
         verify = operation(arguments, admin, "verify")
-        # Once more, with the source under load: everything is read and written again.
-        again = subprocess.Popen([arguments.binary, "backfill", "--admin", f"http://127.0.0.1:{admin}", "--json"], stdout=subprocess.DEVNULL)
-        time.sleep(1)
-        beside = statistics.median(latency(arguments.paced, servers.source, 3) for _ in range(3))
-        still = again.poll() is None
-        again.terminate()
+        # The same load without a copy and with one, in turns. A copy that is stopped goes on where it was.
+        alone, beside, over = [], [], False
+        for _ in range(LATENCY_ROUNDS):
+            alone.append(finished(load(arguments.paced, servers.source)))
+            loaded = load(arguments.paced, servers.source)
+            time.sleep(0.5)
+            number = ask(admin, "POST", "backfill")["operation"]
+            beside.append(finished(loaded))
+            over |= ask(admin, "GET", f"operations/{number}")["state"] != "running"
+            stopped(arguments.binary, admin, number)
+        ratio = statistics.median(beside) / statistics.median(alone)
         rate = arguments.sessions / backfill
         print(f"{arguments.sessions:,} sessions of {len(value(1))} bytes, from one Redis to another and into PostgreSQL")
         print(f"  a loop with Django's ORM     {python:10,.0f} rows/s")
         print(f"  sessionferry backfill        {rate:10,.0f} sessions/s into both stores, {rate / python:.0f} times the loop  ({backfill:.1f} s)")
         print(f"  sessionferry verify          {arguments.sessions / verify:10,.0f} sessions/s in three stores  ({verify:.1f} s)")
         print(f"  memory of the proxy, at most {peak_mib(proxy):10.0f} MiB")
-        told = "" if still else "  (the backfill was over before the end of this)"
-        print(f"  the source's p99 at {PACE:,} commands/s: {beside / alone:.2f} times that without a backfill{told}")
+        told = "  (a copy was over before the load)" if over else ""
+        print(f"  the source's p99 at {PACE:,} commands/s: {ratio:.2f} times that without a backfill{told}")
 
 
 main()

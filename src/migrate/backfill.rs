@@ -8,8 +8,12 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use serde_json::json;
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
+use super::governor::Governor;
+use super::scan::{GENTLE_COUNT, Position, SCAN_COUNT, SessionScan};
+use super::state::Checkpoint;
 use super::{Controller, End};
 use crate::net::Backoff;
 use crate::session::Effect;
@@ -20,45 +24,77 @@ use crate::tee::Pending;
 const MAX_WAITING: u64 = 8192;
 /// Bytes of values that wait for delivery, at most, but for what one more read brings.
 const MAX_WAITING_BYTES: u64 = 64 * 1024 * 1024;
-/// Keys that are read at once.
-const CHUNK: usize = 128;
+/// Keys that are read at once, and keys that the server looks at for one SCAN.
+const FAST: (usize, usize) = (128, SCAN_COUNT);
+/// The same while others use the server.
+const GENTLE: (usize, usize) = (32, GENTLE_COUNT);
 /// A SCAN that takes longer than this shows that the source is busy: as much time is left to it.
 const SCAN_PATIENCE: Duration = Duration::from_millis(20);
 /// Failed SCANs in a row before backfill gives up.
 const MAX_FAILURES: u32 = 20;
 const POLL: Duration = Duration::from_millis(2);
+/// Reading that is behind its rate may catch up by so much.
+const CATCH_UP: Duration = Duration::from_millis(20);
+/// How often it waits for all that was read to be delivered, and notes that it came so far.
+const CHECKPOINT_EVERY: Duration = Duration::from_secs(30);
+/// How long a backfill that is stopped waits for that.
+const CHECKPOINT_PATIENCE: Duration = Duration::from_secs(5);
+
+/// A backfill that runs.
+struct Copying<'a> {
+    scan: SessionScan,
+    governor: Governor,
+    stop: &'a CancellationToken,
+    started: Instant,
+    /// What an earlier one had done.
+    before: Backfill,
+    /// Everything up to here was read; and how many keys that were.
+    reached: (Position, u64),
+    noted: Instant,
+    /// When the next keys may be read.
+    due: Instant,
+}
 
 impl Controller {
     pub(super) async fn run_backfill(&self, stop: &CancellationToken) -> End {
+        let store = self.parts.stores.authority_store();
+        let mut scan = self.scan(store);
+        let before = self.resume(&mut scan).await;
         let counters = &self.parts.counters;
-        for counter in [
-            &counters.backfill_copied,
-            &counters.backfill_skipped,
-            &counters.backfill_failed,
+        for (counter, value) in [
+            (&counters.backfill_copied, before.copied),
+            (&counters.backfill_skipped, before.skipped),
+            (&counters.backfill_failed, 0),
         ] {
-            counter.store(0, Relaxed);
+            counter.store(value, Relaxed);
         }
-        let authority = self.parts.stores.authority();
-        self.count().await;
-        let expected = match authority {
-            Authority::Source => self.census.source.load(Relaxed),
-            Authority::Target => self.census.target.load(Relaxed),
-        };
         self.update(|state| {
             state.backfill = Backfill {
                 state: BackfillState::Running,
-                expected,
-                ..Backfill::default()
+                ..before.clone()
             };
             state.enter(Phase::Backfilling);
         });
-        let start = Instant::now();
-        let result = self.copy_all(stop, start).await;
-        self.note_backfill(start);
+        let mut copying = Copying {
+            reached: (scan.position(), before.scanned),
+            scan,
+            governor: Governor::start(store.clone()),
+            stop,
+            started: Instant::now(),
+            before,
+            noted: Instant::now(),
+            due: Instant::now(),
+        };
+        let result = self.copy_all(&mut copying).await;
+        self.note_backfill(&copying);
         let stopped = stop.is_cancelled();
+        if stopped {
+            self.note_where_it_stopped(&copying).await;
+        }
         self.update(|state| {
             let done = result.is_ok() && !stopped;
             state.backfill.state = if done {
+                state.checkpoint = None;
                 BackfillState::Done
             } else {
                 BackfillState::Failed
@@ -76,35 +112,46 @@ impl Controller {
         }
     }
 
-    async fn copy_all(&self, stop: &CancellationToken, start: Instant) -> Result<(), String> {
+    async fn copy_all(&self, copying: &mut Copying<'_>) -> Result<(), String> {
         let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
         let mut failures = 0;
-        let mut scan = self.scan(self.parts.stores.authority_store());
         loop {
             let asked = Instant::now();
-            let keys = match scan.next().await {
+            let (chunk, count) = if copying.governor.rate().is_finite() {
+                GENTLE
+            } else {
+                FAST
+            };
+            let keys = match copying.scan.next_of(count).await {
                 Ok(Some(keys)) => keys,
                 Ok(None) => break,
                 Err(error) => {
                     failures += 1;
-                    if failures >= MAX_FAILURES || stop.is_cancelled() {
+                    if failures >= MAX_FAILURES || copying.stop.is_cancelled() {
                         return Err(format!("cannot read the authority: {error}"));
                     }
-                    tokio::time::sleep(backoff.wait()).await;
+                    sleep(backoff.wait()).await;
                     continue;
                 }
             };
             failures = 0;
             let took = asked.elapsed();
-            for chunk in keys.chunks(CHUNK) {
+            for chunk in keys.chunks(chunk) {
                 self.copy(chunk).await;
-                self.until_waiting_below(MAX_WAITING, stop, start).await?;
+                self.until_waiting_below(MAX_WAITING, copying).await?;
+                copying.pause(chunk.len()).await;
             }
+            copying.reached = (copying.scan.position(), self.state().backfill.scanned);
             if took > SCAN_PATIENCE {
-                tokio::time::sleep(took).await;
+                sleep(took).await;
+            }
+            if copying.noted.elapsed() > CHECKPOINT_EVERY {
+                self.until_waiting_below(1, copying).await?;
+                self.note_checkpoint(copying).await;
+                copying.noted = Instant::now();
             }
         }
-        self.until_waiting_below(1, stop, start).await
+        self.until_waiting_below(1, copying).await
     }
 
     /// Reads the keys once, for all sinks. What cannot be read now is read when it is delivered, and there it is said
@@ -128,44 +175,112 @@ impl Controller {
         }
     }
 
-    /// Waits until fewer marked keys than `limit` wait for any sink.
-    async fn until_waiting_below(&self, limit: u64, stop: &CancellationToken, start: Instant) -> Result<(), String> {
-        loop {
-            self.note_backfill(start);
-            if stop.is_cancelled() {
-                return Err("stopped".into());
-            }
-            let room = |sink: &&Pending| sink.backfilling() < limit && sink.value_bytes() < MAX_WAITING_BYTES;
-            if self.parts.tee.sinks().iter().all(room) {
-                return Ok(());
-            }
-            tokio::time::sleep(POLL).await;
+    /// Goes on where the last backfill was stopped, if this is the same server. Answers what that one had done.
+    async fn resume(&self, scan: &mut SessionScan) -> Backfill {
+        let Some(checkpoint) = self.state().checkpoint.clone() else {
+            return Backfill::default();
+        };
+        // A cursor means nothing to another process.
+        let run_id = self.parts.stores.authority_store().run_id().await.ok().flatten();
+        if run_id.as_ref() != Some(&checkpoint.run_id) || !scan.go_on_from(checkpoint.position) {
+            return Backfill::default();
+        }
+        tracing::info!(
+            sessions = checkpoint.scanned,
+            "backfill goes on where it was: so many are copied"
+        );
+        Backfill {
+            scanned: checkpoint.scanned,
+            copied: checkpoint.copied,
+            skipped: checkpoint.skipped,
+            ..Backfill::default()
         }
     }
 
-    fn note_backfill(&self, start: Instant) {
+    /// All that was read is delivered: notes how far that is, for a backfill that goes on there.
+    async fn note_checkpoint(&self, copying: &Copying<'_>) {
+        let Ok(Some(run_id)) = self.parts.stores.authority_store().run_id().await else {
+            return;
+        };
+        self.note_backfill(copying);
+        let (position, scanned) = copying.reached.clone();
+        self.update(|state| {
+            state.checkpoint = Some(Checkpoint {
+                run_id,
+                position,
+                scanned,
+                copied: state.backfill.copied,
+                skipped: state.backfill.skipped,
+            });
+        });
+    }
+
+    async fn note_where_it_stopped(&self, copying: &Copying<'_>) {
+        let asked = Instant::now();
+        while asked.elapsed() < CHECKPOINT_PATIENCE {
+            if self.have_room(1) {
+                return self.note_checkpoint(copying).await;
+            }
+            sleep(POLL).await;
+        }
+    }
+
+    /// Whether fewer keys than `limit` that backfill reads wait for any sink.
+    fn have_room(&self, limit: u64) -> bool {
+        let room = |sink: &Pending| sink.backfilling() < limit && sink.value_bytes() < MAX_WAITING_BYTES;
+        self.parts.tee.sinks().into_iter().all(room)
+    }
+
+    async fn until_waiting_below(&self, limit: u64, copying: &Copying<'_>) -> Result<(), String> {
+        loop {
+            self.note_backfill(copying);
+            if copying.stop.is_cancelled() {
+                return Err("stopped".into());
+            }
+            if self.have_room(limit) {
+                return Ok(());
+            }
+            sleep(POLL).await;
+        }
+    }
+
+    fn note_backfill(&self, copying: &Copying<'_>) {
         let counters = &self.parts.counters;
-        let (done, total, message) = {
+        // The last count will do for a progress bar; soon after the start there is none.
+        let counted = match self.parts.stores.authority() {
+            Authority::Source => self.census.source.load(Relaxed),
+            Authority::Target => self.census.target.load(Relaxed),
+        };
+        let waiting = self.parts.tee.sinks().map(Pending::backfilling).into_iter().max();
+        let (done, total) = {
             let mut state = self.state();
             let backfill = &mut state.backfill;
+            backfill.expected = counted;
             backfill.copied = counters.backfill_copied.load(Relaxed);
             backfill.skipped = counters.backfill_skipped.load(Relaxed);
             backfill.failed = counters.backfill_failed.load(Relaxed);
-            backfill.per_second = backfill.copied as f64 / start.elapsed().as_secs_f64().max(0.001);
-            let waiting = self
-                .parts
-                .tee
-                .sinks()
-                .iter()
-                .map(|sink| sink.backfilling())
-                .max()
-                .unwrap_or(0);
-            (
-                backfill.scanned.saturating_sub(waiting),
-                backfill.expected.max(backfill.scanned),
-                "copying sessions",
-            )
+            let now = backfill.copied.saturating_sub(copying.before.copied);
+            backfill.per_second = now as f64 / copying.started.elapsed().as_secs_f64().max(0.001);
+            let done = backfill.scanned.saturating_sub(waiting.unwrap_or(0));
+            (done, (counted > 0).then_some(counted.max(backfill.scanned)))
         };
-        self.progress(done, Some(total), message);
+        self.progress(done, total, "copying sessions");
+    }
+}
+
+impl Copying<'_> {
+    /// After so many keys: leaves the server to others as long as the governor says.
+    async fn pause(&mut self, keys: usize) {
+        // While it learns what is usual, nothing is read.
+        while self.governor.rate() == 0.0 && !self.stop.is_cancelled() {
+            sleep(10 * POLL).await;
+        }
+        let rate = self.governor.rate();
+        if rate.is_finite() && rate > 0.0 {
+            let now = Instant::now();
+            let pause = Duration::from_secs_f64(keys as f64 / rate);
+            self.due = (self.due + pause).max(now.checked_sub(CATCH_UP).unwrap_or(now));
+            sleep(self.due.saturating_duration_since(now)).await;
+        }
     }
 }

@@ -3,25 +3,22 @@
 //! The authority tells of every change under the session prefixes (`CLIENT TRACKING … BCAST`, Redis 6 and later), the
 //! proxy's own clients' included; those are known by the tee. Every other key is marked for a look at the authority.
 
-use std::future::poll_fn;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use tokio::time::{sleep, timeout};
 
 use crate::clock::now_ms;
 use crate::journal::RecordedEffect;
 use crate::net::Backoff;
-use crate::net::stream::{ReadHalf, WriteHalf, connect};
-use crate::net::tls::explain;
-use crate::proxy::identity::{Credentials, Identity, Order, Protocol, handshake};
-use crate::resp::request::encode;
-use crate::resp::{Args, ReplyScanner, RequestScanner};
+use crate::proxy::identity::Protocol;
+use crate::resp::{Args, RequestScanner};
 use crate::session::Deadline;
 use crate::sink::Stored;
 
 use super::Controller;
+use super::line::{Line, LineError};
 
 /// How often the watch looks whether the authority has changed under it.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
@@ -42,11 +39,13 @@ enum End {
     AuthorityChanged,
 }
 
-struct Watch {
-    reader: ReadHalf,
-    writer: WriteHalf,
-    buffer: BytesMut,
-    scanner: ReplyScanner,
+impl From<LineError> for End {
+    fn from(error: LineError) -> End {
+        match error {
+            LineError::Refused(error) => End::Refused(error),
+            LineError::Lost(error) => End::Lost(error),
+        }
+    }
 }
 
 impl Controller {
@@ -94,12 +93,12 @@ impl Controller {
                     pinged = false;
                     self.handle_frame(&frame).await;
                 }
-                Ok(Err(error)) => return End::Lost(error),
+                Ok(Err(error)) => return error.into(),
                 Err(_) if heard.elapsed() > 2 * PING_EVERY => return End::Lost("the authority is silent".into()),
                 Err(_) if heard.elapsed() > PING_EVERY && !pinged => {
                     pinged = true;
                     if let Err(error) = watch.send(b"*1\r\n$4\r\nPING\r\n").await {
-                        return End::Lost(error);
+                        return error.into();
                     }
                 }
                 Err(_) => {}
@@ -107,47 +106,16 @@ impl Controller {
         }
     }
 
-    async fn open_watch(&self) -> Result<Watch, End> {
-        let endpoint = self.parts.stores.authority_store().endpoint();
-        let (reader, writer) = connect(endpoint)
-            .await
-            .map_err(|error| End::Lost(explain(&error).unwrap_or_else(|| error.to_string())))?;
-        let mut watch = Watch {
-            reader,
-            writer,
-            buffer: BytesMut::new(),
-            scanner: ReplyScanner::default(),
-        };
-        let credentials = endpoint.password.as_ref().map(|password| Credentials {
-            username: endpoint.username.as_ref().map(|user| user.as_bytes().to_vec()),
-            password: password.as_bytes().to_vec(),
-        });
-        let mut out = Vec::new();
-        let mut replies = {
-            let identity = Identity {
-                protocol: Protocol::Resp3,
-                db: endpoint.db,
-                ..Identity::default()
-            };
-            handshake(&identity, credentials.as_ref(), Order::AuthenticateFirst, &mut out)
-        };
+    async fn open_watch(&self) -> Result<Line, End> {
+        let mut line = Line::open(self.parts.stores.authority_store().endpoint(), Protocol::Resp3).await?;
         let mut words: Vec<&[u8]> = vec![b"CLIENT", b"TRACKING", b"ON", b"BCAST"];
         // Without a prefix the server tells of every key.
         let everything = self.parts.tee.patterns.prefixes().any(str::is_empty);
         for prefix in self.parts.tee.patterns.prefixes().filter(|_| !everything) {
             words.extend([b"PREFIX".as_slice(), prefix.as_bytes()]);
         }
-        encode(&words, &mut out);
-        replies += 1;
-        watch.send(&out).await.map_err(End::Lost)?;
-        while replies > 0 {
-            let frame = watch.next().await.map_err(End::Lost)?;
-            if frame.starts_with(b"-") {
-                return Err(End::Refused(String::from_utf8_lossy(&frame).trim().to_owned()));
-            }
-            replies -= usize::from(!frame.starts_with(b">"));
-        }
-        Ok(watch)
+        line.ask(&words).await?;
+        Ok(line)
     }
 
     async fn handle_frame(&self, frame: &Bytes) {
@@ -203,33 +171,6 @@ impl Controller {
 fn keys(list: &[u8]) -> Option<Args<'_>> {
     let listed = list.starts_with(b"*") && matches!(RequestScanner::default().scan(list), Ok(Some(_)));
     listed.then(|| Args::new(list))
-}
-
-impl Watch {
-    async fn send(&mut self, mut bytes: &[u8]) -> Result<(), String> {
-        while !bytes.is_empty() {
-            let sent = poll_fn(|cx| self.writer.poll_write(cx, bytes))
-                .await
-                .map_err(|error| error.to_string())?;
-            bytes = &bytes[sent..];
-        }
-        Ok(())
-    }
-
-    /// The next frame. Cancel safe: half-read bytes stay here.
-    async fn next(&mut self) -> Result<Bytes, String> {
-        loop {
-            if let Some(reply) = self.scanner.scan(&self.buffer).map_err(|error| error.to_string())? {
-                return Ok(self.buffer.split_to(reply.len).freeze());
-            }
-            let read = poll_fn(|cx| self.reader.poll_read_buf(cx, &mut self.buffer))
-                .await
-                .map_err(|error| error.to_string())?;
-            if read == 0 {
-                return Err("closed by the server".into());
-            }
-        }
-    }
 }
 
 #[cfg(test)]

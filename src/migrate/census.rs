@@ -7,12 +7,8 @@ use bytes::Bytes;
 
 use super::Controller;
 use crate::clock::now_ms;
-use crate::session::KeyPatterns;
-use crate::sink::{RedisStore, StoreError};
 use crate::status::Authority;
 
-/// Keys asked for per SCAN.
-pub(super) const SCAN_COUNT: usize = 1000;
 /// Rows asked for per page.
 pub(super) const PAGE_LEN: u32 = 1000;
 /// A count is taken again after 50 times what it took, within these bounds.
@@ -24,37 +20,6 @@ pub struct Census {
     pub source: AtomicU64,
     pub target: AtomicU64,
     pub database: AtomicU64,
-}
-
-/// A walk through the session keys of one Redis.
-pub(super) struct SessionScan {
-    store: RedisStore,
-    patterns: KeyPatterns,
-    /// Patterns still to be scanned; the last one is under way.
-    globs: Vec<String>,
-    cursor: u64,
-}
-
-impl SessionScan {
-    /// The next batch of session keys (which may be empty), or `None` at the end. After an error, call again to go on.
-    pub(super) async fn next(&mut self) -> Result<Option<Vec<Bytes>>, StoreError> {
-        let Some(glob) = self.globs.last() else { return Ok(None) };
-        let (next, mut keys) = self.store.scan(self.cursor, glob, SCAN_COUNT).await?;
-        self.cursor = next;
-        if next == 0 {
-            self.globs.pop();
-        }
-        keys.retain(|key| self.patterns.session_key(key).is_some());
-        Ok(Some(keys))
-    }
-
-    async fn count(mut self) -> Result<u64, StoreError> {
-        let mut count = 0;
-        while let Some(keys) = self.next().await? {
-            count += keys.len() as u64;
-        }
-        Ok(count)
-    }
 }
 
 impl Controller {
@@ -89,17 +54,6 @@ impl Controller {
             && let Ok(count) = rows.database.count(now_ms()).await
         {
             self.census.database.store(count, Relaxed);
-        }
-    }
-
-    /// The session keys in `store`, batch by batch. A key may come twice.
-    pub(super) fn scan(&self, store: &RedisStore) -> SessionScan {
-        let patterns = self.parts.tee.patterns.clone();
-        SessionScan {
-            store: store.clone(),
-            globs: patterns.scan_globs(),
-            patterns,
-            cursor: 0,
         }
     }
 

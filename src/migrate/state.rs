@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::scan::Position;
 use crate::status::{Authority, Backfill, BackfillState, Cutover, CutoverState, Phase, Verify, VerifyState};
 
 /// Version of the folder's layout. Another version is refused rather than guessed at.
@@ -48,6 +49,9 @@ pub struct State {
     /// Key of the digests in logs and lists, so that they mean the same after a restart.
     pub digest_key: [u8; 16],
     pub backfill: Backfill,
+    /// How far a backfill that has not ended came.
+    #[serde(default)]
+    pub checkpoint: Option<Checkpoint>,
     pub verify: Verify,
     /// When the last verify ended, ms since the epoch.
     pub verified_at_ms: Option<i64>,
@@ -55,6 +59,17 @@ pub struct State {
     /// Which process each server was, to notice one that was restarted.
     #[serde(default)]
     pub runs: Runs,
+}
+
+/// Up to here every session has been delivered to every sink.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Checkpoint {
+    /// The server process that the position belongs to.
+    pub run_id: String,
+    pub position: Position,
+    pub scanned: u64,
+    pub copied: u64,
+    pub skipped: u64,
 }
 
 /// The run ids of the servers; `None` where not known yet.
@@ -84,6 +99,7 @@ impl State {
             target,
             digest_key: rand::random(),
             backfill: Backfill::default(),
+            checkpoint: None,
             verify: Verify::default(),
             verified_at_ms: None,
             cutover: Cutover::default(),

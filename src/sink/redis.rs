@@ -8,6 +8,7 @@ mod link;
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
 
 use ::redis::{Pipeline, Value};
@@ -111,6 +112,8 @@ pub struct RedisStore {
 struct Inner {
     endpoint: Endpoint,
     slot: Mutex<Slot>,
+    /// Commands sent so far.
+    sent: AtomicU64,
 }
 
 #[derive(Default)]
@@ -134,6 +137,7 @@ impl RedisStore {
             inner: Arc::new(Inner {
                 endpoint,
                 slot: Mutex::default(),
+                sent: AtomicU64::new(0),
             }),
         }
     }
@@ -248,6 +252,11 @@ impl RedisStore {
         Ok(self.link().await?.identity.run_id.clone())
     }
 
+    /// Commands that this store and its clones have sent so far.
+    pub fn sent(&self) -> u64 {
+        self.inner.sent.load(Relaxed)
+    }
+
     /// One step of `SCAN … MATCH glob COUNT count`: the next cursor (0 at the end) and the keys. A key may come twice.
     pub async fn scan(&self, cursor: u64, glob: &str, count: usize) -> Result<(u64, Vec<Bytes>), StoreError> {
         const OPERATION: &str = "scan";
@@ -338,6 +347,7 @@ impl RedisStore {
         operation: &'static str,
         pipeline: &Pipeline,
     ) -> Result<Vec<Value>, StoreError> {
+        self.inner.sent.fetch_add(pipeline.len() as u64, Relaxed);
         match link.exchange(pipeline).await {
             Ok(replies) => Ok(replies),
             Err(fault) => {

@@ -52,6 +52,12 @@ impl Proxy {
         )
     }
 
+    /// Asks an operation to stop.
+    pub fn stop_operation(&self, id: &str) -> bool {
+        let url = format!("{}/api/v1/operations/{id}", self.admin_url());
+        agent().delete(url).call().unwrap().status().is_success()
+    }
+
     /// An operation from its start to its end; refused ones are an error.
     pub fn operation(&self, kind: &str, body: Value) -> Result<Operation, String> {
         let (code, answer) = self.post(kind, body);
