@@ -11,7 +11,7 @@ use serde::Serialize;
 use crate::clock::now_ms;
 use crate::session::KeyPatterns;
 use crate::session::row::RowCodec;
-use crate::sink::redis::Role;
+use crate::sink::redis::{Role, Tells};
 use crate::sink::{Database, DatabaseErrorKind, RedisStore, ServerFacts, StoreErrorKind, Stored};
 use crate::tee::Rows;
 
@@ -187,6 +187,15 @@ async fn redis(findings: &mut Findings, about: &'static str, store: &RedisStore)
             about,
             format!("maxmemory-policy is {policy}: it may drop sessions when memory is short, which logs users out"),
         );
+    }
+    match facts.tells {
+        Tells::Tracking | Tells::Notifications => {}
+        Tells::Nothing => findings.add(
+            Level::Yellow,
+            about,
+            "it does not tell of writes that bypass the proxy, and only verify finds them: allow +client|tracking \
+             (Redis 6 and later), or set notify-keyspace-events to KA",
+        ),
     }
     if let Some(skew) = facts.skew_ms.filter(|skew| skew.abs() > MAX_SKEW_MS) {
         findings.add(

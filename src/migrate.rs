@@ -11,6 +11,7 @@ pub mod control;
 pub mod cutover;
 mod governor;
 mod line;
+mod notice;
 mod pace;
 pub mod plan;
 pub mod promote;
@@ -89,6 +90,8 @@ pub struct Controller {
     filling: AtomicBool,
     /// It was found to lack most of them.
     emptied: AtomicBool,
+    /// How the authority tells of bypassing writes, where it does.
+    watch: Mutex<&'static str>,
     /// Where changes that did not come through the proxy are recorded until they are delivered.
     journal: Mutex<journal::Writer>,
     me: std::sync::Weak<Controller>,
@@ -121,6 +124,7 @@ impl Controller {
             hold_us: AtomicU64::new(0),
             filling: AtomicBool::new(false),
             emptied: AtomicBool::new(false),
+            watch: Mutex::new("off"),
             journal: Mutex::new(journal),
             me: me.clone(),
         })

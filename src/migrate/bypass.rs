@@ -1,7 +1,8 @@
 //! Sees writes to sessions that do not come through the proxy: a forgotten worker, a shell, an expiry, an eviction.
 //!
-//! The authority tells of every change under the session prefixes (`CLIENT TRACKING … BCAST`, Redis 6 and later), the
-//! proxy's own clients' included; those are known by the tee. Every other key is marked for a look at the authority.
+//! The authority tells of every change under the session prefixes (`CLIENT TRACKING … BCAST`, Redis 6 and later, else
+//! keyspace notifications where they are on), the proxy's own clients' included; those are known by the tee. Every other
+//! key is marked for a look at the authority.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,12 +14,13 @@ use crate::clock::now_ms;
 use crate::journal::RecordedEffect;
 use crate::net::Backoff;
 use crate::proxy::identity::Protocol;
-use crate::resp::{Args, RequestScanner};
 use crate::session::Deadline;
 use crate::sink::Stored;
+use crate::sink::redis::Tells;
 
 use super::Controller;
 use super::line::{Line, LineError};
+use super::notice::{Notice, Notices};
 
 /// How often the watch looks whether the authority has changed under it.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
@@ -28,9 +30,6 @@ const PING_EVERY: Duration = Duration::from_secs(10);
 const REFUSED_WAIT: Duration = Duration::from_secs(60);
 /// A copy that ends within this shows that the key expired rather than was deleted, ms.
 const EXPIRY_TOLERANCE_MS: i64 = 2000;
-
-/// How the server tells of changed keys; their list follows.
-const INVALIDATE: &[u8] = b">2\r\n$10\r\ninvalidate\r\n";
 
 /// Why the watch ended.
 enum End {
@@ -49,6 +48,15 @@ impl From<LineError> for End {
 }
 
 impl Controller {
+    /// How the authority tells of writes that bypass the proxy: `tracking`, `notifications`, `off`.
+    pub(super) fn watch(&self) -> &'static str {
+        if self.parts.tee.is_watched() {
+            *self.watch.lock().expect("no panic while locked")
+        } else {
+            "off"
+        }
+    }
+
     /// Watches the authority, whichever it is, for ever.
     pub async fn watch_bypassing_writes(self: Arc<Self>) {
         let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
@@ -63,7 +71,7 @@ impl Controller {
                 }
                 End::Refused(error) => {
                     self.parts.tee.set_watched(false);
-                    tracing::warn!(%error, "the authority does not tell of writes that bypass the proxy; use verify to find them");
+                    tracing::warn!(%error, "the authority does not tell of writes that bypass the proxy; verify finds them. It would with CLIENT TRACKING (Redis 6 and later, permission +client|tracking), or with notify-keyspace-events set to KA");
                     REFUSED_WAIT
                 }
             };
@@ -74,12 +82,13 @@ impl Controller {
     async fn watch_once(&self, backoff: &mut Backoff) -> End {
         let authority = self.parts.stores.authority();
         let limit = self.parts.stores.authority_store().endpoint().connect_timeout;
-        let mut watch = match timeout(limit, self.open_watch()).await {
+        let (mut line, mut notices) = match timeout(limit, self.open_watch()).await {
             Ok(Ok(watch)) => watch,
             Ok(Err(end)) => return end,
             Err(_) => return End::Lost(format!("no answer within {limit:?}")),
         };
         backoff.reset();
+        *self.watch.lock().expect("no panic while locked") = notices.name();
         self.parts.tee.set_watched(true);
         let mut heard = Instant::now();
         let mut pinged = false;
@@ -87,17 +96,17 @@ impl Controller {
             if self.parts.stores.authority() != authority {
                 return End::AuthorityChanged;
             }
-            match timeout(LOOK_EVERY, watch.next()).await {
+            match timeout(LOOK_EVERY, line.next()).await {
                 Ok(Ok(frame)) => {
                     heard = Instant::now();
                     pinged = false;
-                    self.handle_frame(&frame).await;
+                    self.handle(notices.read(&frame)).await;
                 }
                 Ok(Err(error)) => return error.into(),
                 Err(_) if heard.elapsed() > 2 * PING_EVERY => return End::Lost("the authority is silent".into()),
                 Err(_) if heard.elapsed() > PING_EVERY && !pinged => {
                     pinged = true;
-                    if let Err(error) = watch.send(b"*1\r\n$4\r\nPING\r\n").await {
+                    if let Err(error) = line.send(b"*1\r\n$4\r\nPING\r\n").await {
                         return error.into();
                     }
                 }
@@ -106,34 +115,41 @@ impl Controller {
         }
     }
 
-    async fn open_watch(&self) -> Result<Line, End> {
-        let mut line = Line::open(self.parts.stores.authority_store().endpoint(), Protocol::Resp3).await?;
-        let mut words: Vec<&[u8]> = vec![b"CLIENT", b"TRACKING", b"ON", b"BCAST"];
-        // Without a prefix the server tells of every key.
-        let everything = self.parts.tee.patterns.prefixes().any(str::is_empty);
-        for prefix in self.parts.tee.patterns.prefixes().filter(|_| !everything) {
-            words.extend([b"PREFIX".as_slice(), prefix.as_bytes()]);
+    async fn open_watch(&self) -> Result<(Line, Notices), End> {
+        let store = self.parts.stores.authority_store();
+        let ask = async |protocol, notices: Notices| {
+            let mut line = Line::open(store.endpoint(), protocol).await?;
+            line.ask(&notices.command(&self.parts.tee.patterns)).await?;
+            Ok((line, notices))
+        };
+        match ask(Protocol::Resp3, Notices::Tracking).await {
+            Err(LineError::Refused(error)) => match store.facts(now_ms()).await {
+                Ok(facts) if facts.tells == Tells::Notifications => {
+                    let events = Notices::events(store.endpoint().db);
+                    Ok(ask(Protocol::Resp2, events).await?)
+                }
+                _ => Err(End::Refused(error)),
+            },
+            outcome => Ok(outcome?),
         }
-        line.ask(&words).await?;
-        Ok(line)
     }
 
-    async fn handle_frame(&self, frame: &Bytes) {
-        let Some(list) = frame.strip_prefix(INVALIDATE) else {
-            return;
-        };
+    async fn handle(&self, notice: Notice) {
         let tee = &self.parts.tee;
-        let Some(keys) = keys(list) else {
-            // Everything is gone (FLUSHALL and its like), or nobody knows what.
-            if tee.pending_wipe().is_none() {
-                tee.begin_wipe();
-                tee.settle_wipe();
+        let keys = match notice {
+            Notice::Nothing => return,
+            Notice::Changed(keys) => keys,
+            Notice::Everything => {
+                if tee.pending_wipe().is_none() {
+                    tee.begin_wipe();
+                    tee.settle_wipe();
+                }
+                return;
             }
-            return;
         };
         let strange: Vec<Bytes> = keys
+            .into_iter()
             .filter(|key| tee.patterns.session_key(key).is_some() && !tee.told(key))
-            .map(Bytes::copy_from_slice)
             .collect();
         if strange.is_empty() {
             return;
@@ -164,35 +180,5 @@ impl Controller {
             .exists(std::slice::from_ref(key))
             .await;
         exist.is_ok_and(|exist| exist.first() == Some(&true))
-    }
-}
-
-/// The keys in the list that follows [`INVALIDATE`], which looks like a command; `None` where there is none.
-fn keys(list: &[u8]) -> Option<Args<'_>> {
-    let listed = list.starts_with(b"*") && matches!(RequestScanner::default().scan(list), Ok(Some(_)));
-    listed.then(|| Args::new(list))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn keys_are_told_from_a_wipe() {
-        let told = |frame: &'static [u8]| {
-            let list = frame.strip_prefix(INVALIDATE).expect("an invalidation");
-            keys(list).map(|keys| keys.map(<[u8]>::to_vec).collect::<Vec<_>>())
-        };
-        assert_eq!(
-            told(b">2\r\n$10\r\ninvalidate\r\n*2\r\n$1\r\na\r\n$2\r\nbc\r\n"),
-            Some(vec![b"a".to_vec(), b"bc".to_vec()])
-        );
-        for unlisted in [
-            &b">2\r\n$10\r\ninvalidate\r\n_\r\n"[..],
-            b">2\r\n$10\r\ninvalidate\r\n*1\r\n$-1\r\n",
-            b">2\r\n$10\r\ninvalidate\r\n*2\r\n$1\r\na\r\n:1\r\n",
-        ] {
-            assert_eq!(told(unlisted), None, "{}", unlisted.escape_ascii());
-        }
     }
 }

@@ -47,7 +47,7 @@ impl Control for Controller {
                 database: self.census.database.load(Relaxed),
                 unstorable: (parts.counters.unstorable.len() as u64).max(state.verify.unstorable),
                 bypassing_writes: parts.tee.bypassing_writes(),
-                bypass_watch: if parts.tee.is_watched() { "tracking" } else { "off" }.into(),
+                bypass_watch: self.watch().into(),
                 restored: parts.restore.restored(),
                 rescued_reads: parts.rescue.answered(),
                 resurrected: parts.restore.resurrected(),

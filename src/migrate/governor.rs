@@ -79,7 +79,7 @@ async fn measure_on(mut line: Line, reader: &RedisStore, pace: &mut Pace, rate: 
         if asked >= next_look {
             let ours = reader.sent() + own;
             next_look = asked + if last.is_some() { LOOK_EVERY } else { FIRST_LOOK };
-            match line.ask(&[b"INFO", b"stats"]).await {
+            match line.ask(&["INFO", "stats"]).await {
                 Ok(stats) => {
                     let others = executed(&stats).map(|all| all.saturating_sub(ours));
                     if let (Some(now), Some((at, before))) = (others, last) {
@@ -93,7 +93,7 @@ async fn measure_on(mut line: Line, reader: &RedisStore, pace: &mut Pace, rate: 
                 Err(LineError::Lost(_)) => return,
             }
         } else {
-            match line.ask(&[b"PING"]).await {
+            match line.ask(&["PING"]).await {
                 Ok(_) | Err(LineError::Refused(_)) => pace.round_trip(asked.elapsed()),
                 Err(LineError::Lost(_)) => return,
             }

@@ -62,7 +62,7 @@ impl Line {
     }
 
     /// Sends a command, and waits for its answer.
-    pub(super) async fn ask(&mut self, words: &[&[u8]]) -> Result<Bytes, LineError> {
+    pub(super) async fn ask(&mut self, words: &[impl AsRef<[u8]>]) -> Result<Bytes, LineError> {
         let mut out = Vec::new();
         encode(words, &mut out);
         self.send(&out).await?;

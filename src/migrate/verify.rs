@@ -115,7 +115,6 @@ impl Controller {
     }
 
     async fn compare_all(&self, stop: &CancellationToken) -> Result<(), String> {
-        self.count().await;
         let mut unstorable = BTreeSet::new();
         let mut found = self.first_round(stop, &mut unstorable).await?;
         let mut rounds = 1;

@@ -184,7 +184,7 @@ pub fn is_storable(session_key: &str) -> bool {
 }
 
 /// Redis globs know `* ? [ ] ^ - \`; the middle three only between brackets, which escaping `[` rules out.
-fn escape_glob(literal: &str) -> String {
+pub(crate) fn escape_glob(literal: &str) -> String {
     let mut out = String::with_capacity(literal.len());
     for c in literal.chars() {
         if matches!(c, '*' | '?' | '[' | ']' | '\\') {

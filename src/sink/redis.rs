@@ -16,7 +16,7 @@ use bytes::Bytes;
 use tokio::sync::Mutex;
 
 pub use self::error::{StoreError, StoreErrorKind};
-pub use self::facts::{Role, ServerFacts};
+pub use self::facts::{Role, ServerFacts, Tells};
 pub use self::link::RESPONSE_TIMEOUT;
 pub use crate::net::endpoint::CONNECT_TIMEOUT;
 

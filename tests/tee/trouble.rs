@@ -116,10 +116,65 @@ fn clients_that_change_the_same_sessions_at_once_leave_the_stores_equal() {
 
 #[test]
 fn writes_that_go_past_the_proxy_are_seen() {
-    let teed = Teed::start();
+    see_what_goes_past(&Teed::start(), "tracking");
+}
+
+/// An old server has no tracking; here the proxy may not use it.
+const NO_TRACKING: [&str; 8] = [
+    "--user",
+    "default",
+    "on",
+    "nopass",
+    "~*",
+    "&*",
+    "+@all",
+    "-client|tracking",
+];
+
+fn without_tracking(events: &str) -> Teed {
+    let source = [&NO_TRACKING[..], &["--notify-keyspace-events", events]].concat();
+    let mut site = Site::prepare_with(DatabaseKind::Sqlite, "5.2", &source, &[]);
+    site.start_proxy(&[]);
+    Teed::on(site)
+}
+
+#[test]
+fn notifications_tell_of_them_where_tracking_is_refused() {
+    let teed = without_tracking("KA");
+    see_what_goes_past(&teed, "notifications");
+    // What comes through the proxy is not taken for it: SET with a deadline is told of twice.
+    let bypassing = || teed.site.proxy().status().sessions.bypassing_writes;
+    let before = bypassing();
+    for line in [
+        "SET {a} @1 EX 1000",
+        "EXPIRE {a} 500",
+        "SET {a} @2",
+        "DEL {a}",
+        "SETEX {a} 1000 @1",
+    ] {
+        teed.send(&[line]);
+    }
+    sleep(Duration::from_secs(1));
+    assert_eq!(bypassing(), before);
+    assert_eq!(teed.site.expect_same_everywhere(), 3);
+}
+
+#[test]
+fn it_is_said_where_the_source_tells_of_nothing() {
+    let teed = without_tracking("K$");
+    assert_eq!(teed.site.proxy().status().sessions.bypass_watch, "off");
+    // What `check` would say.
+    let said = teed.site.proxy().log_text();
+    assert!(
+        said.contains("it does not tell of writes that bypass the proxy"),
+        "{said}"
+    );
+}
+
+fn see_what_goes_past(teed: &Teed, watch: &str) {
     teed.send(&["SET {known} @1 EX 1000", "SET {logout} @1 EX 1000"]);
     teed.site.expect_same_everywhere();
-    assert_ne!(teed.site.proxy().status().sessions.bypass_watch, "off");
+    assert_eq!(teed.site.proxy().status().sessions.bypass_watch, watch);
     let mut past = teed.site.source.connection();
     redis::cmd("SET")
         .arg(session(&key("known")))

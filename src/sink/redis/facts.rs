@@ -14,6 +14,17 @@ pub enum Role {
     Replica,
 }
 
+/// How a server can tell of writes, whosever they are.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Tells {
+    /// `CLIENT TRACKING … BCAST`, since Redis 6.
+    Tracking,
+    /// Keyspace notifications, which are on.
+    Notifications,
+    #[default]
+    Nothing,
+}
+
 /// What a server says about itself. `None`: it does not tell, or the ACL does not let it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ServerFacts {
@@ -42,6 +53,7 @@ pub struct ServerFacts {
     /// Keys in the database that the endpoint names.
     pub dbsize: Option<u64>,
     pub loading: Option<bool>,
+    pub tells: Tells,
 }
 
 impl RedisStore {
@@ -63,6 +75,8 @@ impl RedisStore {
         pipeline.cmd("INFO");
         pipeline.cmd("CONFIG").arg("GET").arg("save");
         pipeline.cmd("DBSIZE");
+        pipeline.cmd("CLIENT").arg("TRACKING").arg("OFF");
+        pipeline.cmd("CONFIG").arg("GET").arg("notify-keyspace-events");
         let sent_ms = now_ms.saturating_add(millis(began));
         let sent = Instant::now();
         let replies = self.exchange(OPERATION, &pipeline).await?;
@@ -75,19 +89,34 @@ impl RedisStore {
             facts.read_info(info);
         }
         // Snapshots are on while any `save` line is; INFO does not tell.
-        facts.rdb = match next() {
-            Value::Array(pair) => pair.get(1).and_then(text).map(|save| !save.is_empty()),
-            Value::Map(pairs) => pairs
-                .first()
-                .and_then(|(_, value)| text(value))
-                .map(|save| !save.is_empty()),
-            _ => None,
-        };
+        facts.rdb = setting(next()).map(|save| !save.is_empty());
         if let Value::Int(count) = next() {
             facts.dbsize = u64::try_from(*count).ok();
         }
+        let tracks = !matches!(next(), Value::ServerError(_));
+        let notifies = setting(next()).is_some_and(tells_of_strings);
+        facts.tells = match (tracks, notifies) {
+            (true, _) => Tells::Tracking,
+            (false, true) => Tells::Notifications,
+            (false, false) => Tells::Nothing,
+        };
         Ok(facts)
     }
+}
+
+/// The value in the reply to `CONFIG GET name`.
+fn setting(reply: &Value) -> Option<&str> {
+    match reply {
+        Value::Array(pair) => pair.get(1).and_then(text),
+        Value::Map(pairs) => pairs.first().and_then(|(_, value)| text(value)),
+        _ => None,
+    }
+}
+
+/// Whether these `notify-keyspace-events` make a message of all that can happen to a string, by its key.
+fn tells_of_strings(classes: &str) -> bool {
+    let on = |class: char| classes.contains(class);
+    on('K') && (on('A') || "g$xe".chars().all(on))
 }
 
 impl ServerFacts {
