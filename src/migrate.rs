@@ -9,7 +9,6 @@ pub mod bypass;
 pub mod census;
 pub mod control;
 pub mod cutover;
-mod governor;
 mod line;
 mod notice;
 mod pace;

@@ -11,7 +11,7 @@ use serde_json::json;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-use super::governor::Governor;
+use super::pace::Pace;
 use super::scan::{GENTLE_COUNT, Position, SCAN_COUNT, SessionScan};
 use super::state::Checkpoint;
 use super::{Controller, End};
@@ -28,13 +28,9 @@ const MAX_WAITING_BYTES: u64 = 64 * 1024 * 1024;
 const FAST: (usize, usize) = (128, SCAN_COUNT);
 /// The same while others use the server.
 const GENTLE: (usize, usize) = (32, GENTLE_COUNT);
-/// A SCAN that takes longer than this shows that the source is busy: as much time is left to it.
-const SCAN_PATIENCE: Duration = Duration::from_millis(20);
 /// Failed SCANs in a row before backfill gives up.
 const MAX_FAILURES: u32 = 20;
 const POLL: Duration = Duration::from_millis(2);
-/// Reading that is behind its rate may catch up by so much.
-const CATCH_UP: Duration = Duration::from_millis(20);
 /// How often it waits for all that was read to be delivered, and notes that it came so far.
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(30);
 /// How long a backfill that is stopped waits for that.
@@ -43,7 +39,7 @@ const CHECKPOINT_PATIENCE: Duration = Duration::from_secs(5);
 /// A backfill that runs.
 struct Copying<'a> {
     scan: SessionScan,
-    governor: Governor,
+    pace: Pace,
     stop: &'a CancellationToken,
     started: Instant,
     /// What an earlier one had done.
@@ -51,8 +47,6 @@ struct Copying<'a> {
     /// Everything up to here was read; and how many keys that were.
     reached: (Position, u64),
     noted: Instant,
-    /// When the next keys may be read.
-    due: Instant,
 }
 
 impl Controller {
@@ -78,12 +72,11 @@ impl Controller {
         let mut copying = Copying {
             reached: (scan.position(), before.scanned),
             scan,
-            governor: Governor::start(store.clone()),
+            pace: Pace::new(),
             stop,
             started: Instant::now(),
             before,
             noted: Instant::now(),
-            due: Instant::now(),
         };
         let result = self.copy_all(&mut copying).await;
         self.note_backfill(&copying);
@@ -116,12 +109,9 @@ impl Controller {
         let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
         let mut failures = 0;
         loop {
+            self.look_at_load(copying).await;
             let asked = Instant::now();
-            let (chunk, count) = if copying.governor.rate().is_finite() {
-                GENTLE
-            } else {
-                FAST
-            };
+            let (chunk, count) = if copying.pace.is_busy() { GENTLE } else { FAST };
             let keys = match copying.scan.next_of(count).await {
                 Ok(Some(keys)) => keys,
                 Ok(None) => break,
@@ -136,15 +126,14 @@ impl Controller {
             };
             failures = 0;
             let took = asked.elapsed();
+            sleep(copying.pace.pause(took)).await;
             for chunk in keys.chunks(chunk) {
+                let asked = Instant::now();
                 self.copy(chunk).await;
+                sleep(copying.pace.pause(asked.elapsed())).await;
                 self.until_waiting_below(MAX_WAITING, copying).await?;
-                copying.pause(chunk.len()).await;
             }
             copying.reached = (copying.scan.position(), self.state().backfill.scanned);
-            if took > SCAN_PATIENCE {
-                sleep(took).await;
-            }
             if copying.noted.elapsed() > CHECKPOINT_EVERY {
                 self.until_waiting_below(1, copying).await?;
                 self.note_checkpoint(copying).await;
@@ -152,6 +141,16 @@ impl Controller {
             }
         }
         self.until_waiting_below(1, copying).await
+    }
+
+    async fn look_at_load(&self, copying: &mut Copying<'_>) {
+        if copying.pace.wants_look(copying.started.elapsed()) {
+            let store = self.parts.stores.authority_store();
+            let ours = store.sent();
+            let executed = store.executed().await.ok();
+            let others = executed.map(|executed| executed.saturating_sub(ours));
+            copying.pace.looked(copying.started.elapsed(), others);
+        }
     }
 
     /// Reads the keys once, for all sinks. What cannot be read now is read when it is delivered, and there it is said
@@ -265,22 +264,5 @@ impl Controller {
             (done, (counted > 0).then_some(counted.max(backfill.scanned)))
         };
         self.progress(done, total, "copying sessions");
-    }
-}
-
-impl Copying<'_> {
-    /// After so many keys: leaves the server to others as long as the governor says.
-    async fn pause(&mut self, keys: usize) {
-        // While it learns what is usual, nothing is read.
-        while self.governor.rate() == 0.0 && !self.stop.is_cancelled() {
-            sleep(10 * POLL).await;
-        }
-        let rate = self.governor.rate();
-        if rate.is_finite() && rate > 0.0 {
-            let now = Instant::now();
-            let pause = Duration::from_secs_f64(keys as f64 / rate);
-            self.due = (self.due + pause).max(now.checked_sub(CATCH_UP).unwrap_or(now));
-            sleep(self.due.saturating_duration_since(now)).await;
-        }
     }
 }

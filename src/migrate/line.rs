@@ -1,6 +1,6 @@
-//! A connection to a Redis on which one thing is asked at a time, or nothing and it is listened.
+//! A connection to a Redis that listens.
 //!
-//! What [`crate::sink::RedisStore`] is not for: pushed frames, and round trips that are to be measured.
+//! What [`crate::sink::RedisStore`] is not for: pushed frames.
 
 use std::future::poll_fn;
 

@@ -1,105 +1,67 @@
-//! How fast backfill may read while others use the authority: as long as their round trips stay what they were. No
-//! socket, no clock.
+//! How fast backfill may read while others use the authority. No socket, no clock.
 
 use std::time::Duration;
 
 /// Others' commands per second from which on they are considered.
-const BUSY: f64 = 100.0;
-/// Round trips from which it is learned what is usual, with nothing read meanwhile.
-const LEARNED_FROM: usize = 250;
-/// Round trips after which the rate is thought over.
-const WINDOW: usize = 250;
-/// A round trip that takes longer than so many times the usual p99 is slow.
-const SLOW: f64 = 1.5;
-/// Slow round trips in a window: up to so many, and more is read; from so many on, and less is. By chance alone they are
-/// as many where 1 % of the round trips are slow.
-const FEW: usize = 1;
-const MANY: usize = 5;
-const FASTER: f64 = 1.1;
-const SLOWER: f64 = 0.7;
-/// Keys per second: at first, and at the least, so that there is an end.
-const FIRST: f64 = 2000.0;
-const LEAST: f64 = 500.0;
-/// What is usual is learned anew after so many windows: load changes within the hours of a day.
-const LEARN_EVERY: u32 = 60;
+const BUSY: f64 = 1000.0;
+/// How much longer than a read took the server is left to others then: no more than 1 % of their commands find it busy
+/// with a read. A server that becomes slow is left alone for longer.
+const LEFT_TO_OTHERS: u32 = 100;
+/// The longest pause, so that there is an end.
+const PAUSE_MAX: Duration = Duration::from_secs(1);
+/// A read that takes longer than this shows by itself that the server is busy: as much time is left to it.
+const PATIENCE: Duration = Duration::from_millis(20);
+/// From one look at others' load to the next; the first two are nearer.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+const FIRST_LOOK: Duration = Duration::from_millis(200);
 
-/// Chooses the rate from round trips that are measured all the while.
+/// Whether others use the authority, and what that means for the next read.
 #[derive(Debug)]
 pub(super) struct Pace {
-    /// Whether others use the authority; `None` where that is not known yet.
-    busy: Option<bool>,
-    /// A round trip's p99 without a backfill.
-    usual: Option<Duration>,
-    round_trips: Vec<Duration>,
-    windows: u32,
-    rate: f64,
+    /// Not known yet is taken for yes.
+    busy: bool,
+    /// When it was looked last, and how many commands others had sent by then.
+    last: Option<(Duration, u64)>,
+    next_look: Duration,
 }
 
 impl Pace {
     pub(super) fn new() -> Self {
         Pace {
-            busy: None,
-            usual: None,
-            round_trips: Vec::with_capacity(LEARNED_FROM),
-            windows: 0,
-            rate: FIRST,
+            busy: true,
+            last: None,
+            next_look: Duration::ZERO,
         }
     }
 
-    /// Others' commands per second; `None` where the server does not tell.
-    pub(super) fn load(&mut self, others: Option<f64>) {
-        let busy = others.is_none_or(|others| others >= BUSY);
-        if self.busy != Some(busy) {
-            self.busy = Some(busy);
-            self.learn();
-        }
+    pub(super) fn is_busy(&self) -> bool {
+        self.busy
     }
 
-    fn learn(&mut self) {
-        self.usual = None;
-        self.windows = 0;
-        self.round_trips.clear();
+    /// Whether it is time to ask for others' load. Times are from one and the same beginning.
+    pub(super) fn wants_look(&self, now: Duration) -> bool {
+        now >= self.next_look
     }
 
-    /// So long a round trip took just now.
-    pub(super) fn round_trip(&mut self, took: Duration) {
-        if self.busy != Some(true) {
-            return;
+    /// So many commands others have sent until now; `None` where the server does not tell.
+    pub(super) fn looked(&mut self, now: Duration, others: Option<u64>) {
+        self.next_look = now + if self.last.is_some() { LOOK_EVERY } else { FIRST_LOOK };
+        if let (Some((then, before)), Some(others)) = (self.last, others) {
+            let elapsed = now.saturating_sub(then).as_secs_f64();
+            self.busy = others.saturating_sub(before) as f64 >= BUSY * elapsed;
+        } else {
+            self.busy = true;
         }
-        self.round_trips.push(took);
-        match self.usual {
-            None if self.round_trips.len() >= LEARNED_FROM => {
-                self.round_trips.sort_unstable();
-                self.usual = Some(self.round_trips[LEARNED_FROM * 99 / 100]);
-                self.round_trips.clear();
-            }
-            Some(usual) if self.round_trips.len() >= WINDOW => {
-                let slow = self
-                    .round_trips
-                    .iter()
-                    .filter(|took| **took > usual.mul_f64(SLOW))
-                    .count();
-                if slow >= MANY {
-                    self.rate = (self.rate * SLOWER).max(LEAST);
-                } else if slow <= FEW {
-                    self.rate *= FASTER;
-                }
-                self.round_trips.clear();
-                self.windows += 1;
-                if self.windows >= LEARN_EVERY {
-                    self.learn();
-                }
-            }
-            _ => {}
-        }
+        self.last = others.map(|others| (now, others));
     }
 
-    /// Keys that may be read per second; 0 while it is learned what is usual, infinite where nobody else is there.
-    pub(super) fn rate(&self) -> f64 {
-        match (self.busy, self.usual) {
-            (Some(false), _) => f64::INFINITY,
-            (Some(true), None) => 0.0,
-            _ => self.rate,
+    /// How long nothing may be read after a read that took so long.
+    pub(super) fn pause(&self, took: Duration) -> Duration {
+        match took {
+            _ if self.busy => (took * LEFT_TO_OTHERS).min(PAUSE_MAX),
+            // It is busy, with whatever.
+            _ if took > PATIENCE => took,
+            _ => Duration::ZERO,
         }
     }
 }
@@ -108,58 +70,33 @@ impl Pace {
 mod tests {
     use super::*;
 
-    const QUICK: Duration = Duration::from_micros(100);
-
-    fn learned() -> Pace {
+    #[test]
+    fn others_are_given_way_to_where_there_are_some() {
+        let ms = Duration::from_millis;
         let mut pace = Pace::new();
-        pace.load(Some(5000.0));
-        assert_eq!(pace.rate(), 0.0);
-        for _ in 0..LEARNED_FROM {
-            pace.round_trip(QUICK);
+        assert!(pace.is_busy(), "nobody knows yet");
+        let mut others = 0;
+        let mut now = Duration::ZERO;
+        for (more, busy) in [
+            (0, true),
+            (30, false),
+            (190, false),
+            (5000, true),
+            (900, false),
+            (1100, true),
+        ] {
+            assert!(pace.wants_look(now));
+            others += more;
+            pace.looked(now, Some(others));
+            assert!(!pace.wants_look(now + ms(199)));
+            assert_eq!(pace.is_busy(), busy, "{more} more");
+            assert_eq!(pace.pause(ms(2)), if busy { ms(200) } else { ms(0) });
+            assert_eq!(pace.pause(ms(30)), if busy { PAUSE_MAX } else { ms(30) });
+            now += if now.is_zero() { FIRST_LOOK } else { LOOK_EVERY };
         }
-        assert_eq!(pace.rate(), FIRST);
-        pace
-    }
-
-    #[test]
-    fn nobody_is_considered_where_nobody_is() {
-        let mut pace = Pace::new();
-        assert_eq!(pace.rate(), FIRST, "before that is known");
-        pace.load(Some(3.0));
-        assert_eq!(pace.rate(), f64::INFINITY);
-        pace.load(None);
-        assert_eq!(pace.rate(), 0.0);
-    }
-
-    /// A server that becomes slow for 5 % of its commands beyond some rate is asked for about that.
-    #[test]
-    fn the_rate_settles_where_round_trips_become_slow() {
-        for limit in [800.0, 5_000.0, 40_000.0] {
-            let mut pace = learned();
-            let mut sum = 0.0;
-            const WINDOWS: usize = 200;
-            for window in 0..WINDOWS {
-                if pace.rate() == 0.0 {
-                    (0..LEARNED_FROM).for_each(|_| pace.round_trip(QUICK));
-                }
-                let rate = pace.rate();
-                for at in 0..WINDOW {
-                    let slow = rate > limit && at % 20 == 0;
-                    pace.round_trip(if slow { QUICK * 5 } else { QUICK });
-                }
-                sum += if window >= WINDOWS / 2 { rate } else { 0.0 };
-            }
-            let mean = sum / (WINDOWS / 2) as f64;
-            assert!((0.7..1.1).contains(&(mean / limit)), "{mean} where {limit} would do");
-        }
-    }
-
-    #[test]
-    fn there_is_always_an_end_in_sight() {
-        let mut pace = learned();
-        for _ in 0..50 * WINDOW {
-            pace.round_trip(QUICK * 10);
-        }
-        assert_eq!(pace.rate(), LEAST);
+        pace.looked(now, None);
+        assert!(pace.is_busy(), "a server that does not tell may be in use");
+        pace.looked(now + LOOK_EVERY, Some(others));
+        assert!(pace.is_busy(), "there is nothing to compare with");
     }
 }

@@ -22,7 +22,7 @@ pub use crate::net::endpoint::CONNECT_TIMEOUT;
 
 use self::error::Fault;
 use self::facts::time_ms;
-use self::link::{Identity, Link, text};
+use self::link::{Identity, Link, info_field, text};
 use crate::net::Endpoint;
 use crate::session::{Deadline, Effect};
 
@@ -34,6 +34,7 @@ pub const WRITE_CHUNK: usize = 512;
 pub const WRITE_CHUNK_BYTES: usize = 4 << 20;
 /// Connections that were given up and are not yet known to be dead on the server. More are forgotten, oldest first.
 const ABANDONED_MAX: usize = 16;
+const INFO: &str = "info";
 
 /// What a Redis holds under a key.
 #[derive(Clone, PartialEq, Eq)]
@@ -257,6 +258,22 @@ impl RedisStore {
         self.inner.sent.load(Relaxed)
     }
 
+    /// Commands that the server has executed so far, whosever they were.
+    pub async fn executed(&self) -> Result<u64, StoreError> {
+        let stats = self.info("stats").await?;
+        let executed = info_field(&stats, "total_commands_processed").and_then(|count| count.parse().ok());
+        executed.ok_or_else(|| self.error(Fault::unexpected("INFO"), INFO))
+    }
+
+    async fn info(&self, section: &str) -> Result<String, StoreError> {
+        let mut pipeline = Pipeline::new();
+        pipeline.cmd("INFO").arg(section);
+        let replies = self.exchange(INFO, &pipeline).await?;
+        first_error(&replies).map_err(|fault| self.error(fault, INFO))?;
+        let info = replies.first().and_then(text).map(str::to_owned);
+        info.ok_or_else(|| self.error(Fault::unexpected("INFO"), INFO))
+    }
+
     /// One step of `SCAN … MATCH glob COUNT count`: the next cursor (0 at the end) and the keys. A key may come twice.
     pub async fn scan(&self, cursor: u64, glob: &str, count: usize) -> Result<(u64, Vec<Bytes>), StoreError> {
         const OPERATION: &str = "scan";
@@ -275,15 +292,7 @@ impl RedisStore {
 
     /// The numbers of the databases that have keys.
     pub async fn databases(&self) -> Result<Vec<u32>, StoreError> {
-        const OPERATION: &str = "info";
-        let mut pipeline = Pipeline::new();
-        pipeline.cmd("INFO").arg("keyspace");
-        let replies = self.exchange(OPERATION, &pipeline).await?;
-        first_error(&replies).map_err(|fault| self.error(fault, OPERATION))?;
-        let info = replies
-            .first()
-            .and_then(text)
-            .ok_or_else(|| self.error(Fault::unexpected("INFO"), OPERATION))?;
+        let info = self.info("keyspace").await?;
         let number = |line: &str| line.strip_prefix("db")?.split(':').next()?.parse().ok();
         Ok(info.lines().filter_map(number).collect())
     }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use dashmap::DashMap;
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::linger::Linger;
@@ -32,6 +32,11 @@ const BATCH_BYTES: usize = 4 * 1024 * 1024;
 /// in the other Redis does.
 const REDIS_LINGER: [Duration; 2] = [Duration::from_millis(2), Duration::from_millis(500)];
 const DATABASE_LINGER: [Duration; 2] = [Duration::from_millis(10), Duration::from_secs(1)];
+/// What backfill brings in small portions, because others use the authority, gathers so long at the most.
+const REDIS_GATHER: Duration = Duration::from_millis(30);
+const DATABASE_GATHER: Duration = Duration::from_millis(250);
+/// So much is enough.
+const GATHERED: usize = 512;
 /// The authority may take so long to tell what is dirty before what is known goes ahead.
 const READ_PATIENCE: Duration = Duration::from_millis(300);
 const RETRY_FIRST: Duration = Duration::from_millis(20);
@@ -129,6 +134,15 @@ fn known(effect: Effect) -> State {
     }
 }
 
+/// Waits for a batch that is worth it, no longer than `limit`.
+async fn gathered(pending: &Pending, limit: Duration) {
+    const LOOK_EVERY: Duration = Duration::from_millis(5);
+    let since = Instant::now();
+    while since.elapsed() < limit && pending.waiting() < GATHERED {
+        sleep(LOOK_EVERY).await;
+    }
+}
+
 impl Delivery {
     /// Delivers to the Redis that is not the authority, until cancelled.
     pub async fn run_redis(self, stop: CancellationToken) {
@@ -141,16 +155,16 @@ impl Delivery {
     }
 
     async fn run(&self, pending: &Pending, rows: Option<&Arc<Rows>>, stop: &CancellationToken) {
-        let (max, [least, most]) = if rows.is_some() {
-            (DATABASE_BATCH, DATABASE_LINGER)
+        let (max, [least, most], gather) = if rows.is_some() {
+            (DATABASE_BATCH, DATABASE_LINGER, DATABASE_GATHER)
         } else {
-            (REDIS_BATCH, REDIS_LINGER)
+            (REDIS_BATCH, REDIS_LINGER, REDIS_GATHER)
         };
         // For those who wait for it, it does not linger.
-        let [least, most] = if self.acks.contains(&pending.name) {
-            [Duration::ZERO; 2]
+        let ([least, most], gather) = if self.acks.contains(&pending.name) {
+            ([Duration::ZERO; 2], Duration::ZERO)
         } else {
-            [least, most]
+            ([least, most], gather)
         };
         let mut linger = Linger::new(least, most);
         let mut hurry = self.counters.hurry.subscribe();
@@ -166,13 +180,17 @@ impl Delivery {
                     () = pending.ready() => {}
                     () = stop.cancelled() => return,
                 }
-                // What backfill waits for is many keys, each once.
-                if pending.backfilling() == 0 && !linger.now().is_zero() {
-                    tokio::select! {
-                        () = tokio::time::sleep(linger.now()) => {}
-                        _ = hurry.wait_for(|hurry| *hurry) => {}
-                        () = stop.cancelled() => return,
+                let lingering = async {
+                    if pending.backfilling() == 0 {
+                        sleep(linger.now()).await;
+                    } else {
+                        gathered(pending, gather).await;
                     }
+                };
+                tokio::select! {
+                    () = lingering => {}
+                    _ = hurry.wait_for(|hurry| *hurry) => {}
+                    () = stop.cancelled() => return,
                 }
                 due = pending.waiting();
                 round = Instant::now();
@@ -200,7 +218,7 @@ impl Delivery {
                     }
                     let wait = backoff.wait();
                     tokio::select! {
-                        () = tokio::time::sleep(wait) => {}
+                        () = sleep(wait) => {}
                         () = stop.cancelled() => return,
                     }
                 }
