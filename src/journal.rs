@@ -19,7 +19,8 @@ use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use bytes::Bytes;
 
@@ -64,8 +65,11 @@ pub struct Journal {
     closed: Mutex<Vec<Closed>>,
     /// Bytes in all segments.
     bytes: AtomicU64,
+    /// The last write failed.
     failing: AtomicBool,
-    /// Writes that could not be recorded; they live in memory only.
+    /// Some writes could not be recorded, and still are not.
+    owes: AtomicBool,
+    /// How many those are; they live in memory only.
     unrecorded: AtomicU64,
     last_error: Mutex<Option<String>>,
 }
@@ -97,6 +101,7 @@ impl Journal {
             closed: Mutex::new(closed),
             bytes: AtomicU64::new(bytes),
             failing: AtomicBool::new(false),
+            owes: AtomicBool::new(false),
             unrecorded: AtomicU64::new(0),
             last_error: Mutex::new(None),
         })
@@ -107,9 +112,14 @@ impl Journal {
         self.bytes.load(Relaxed)
     }
 
-    /// Why writes cannot be recorded now; `None` while they can.
+    /// Whether something in memory has no record because none could be written: [`Journal::catch_up`].
+    pub fn owes(&self) -> bool {
+        self.owes.load(Acquire)
+    }
+
+    /// Why writes cannot be recorded now, or could not be and still are not; `None` where all are.
     pub fn trouble(&self) -> Option<String> {
-        if !self.failing.load(Relaxed) {
+        if !self.failing.load(Relaxed) && !self.owes() {
             return None;
         }
         let error = self
@@ -151,6 +161,23 @@ impl Journal {
         closed.len() > 1 && closed.iter().map(|segment| segment.len).sum::<u64>() > COMPACT_AT
     }
 
+    /// Records what could not be recorded, and is still pending; as [`Journal::compact`] does.
+    ///
+    /// # Errors
+    /// It still cannot be written.
+    pub fn catch_up(&self, pending: impl FnOnce() -> (Vec<(Bytes, u64)>, Option<u64>)) -> Result<(), JournalError> {
+        // First: a write that fails from now on is owed again.
+        self.owes.store(false, Release);
+        let unrecorded = self.unrecorded.swap(0, Relaxed);
+        self.compact(pending).inspect_err(|_| {
+            self.unrecorded.fetch_add(unrecorded, Relaxed);
+            self.owes.store(true, Release);
+        })?;
+        self.failing.store(false, Relaxed);
+        tracing::info!("pending writes are recorded again");
+        Ok(())
+    }
+
     /// Replaces all segments closed so far by one that names `pending` keys alone.
     ///
     /// `pending` must be read after this is called (it is a function for that reason), so that it holds every key that
@@ -186,7 +213,10 @@ impl Journal {
             .mode(0o600)
             .open(&part)
             .map_err(JournalError::io("create", &part))?;
-        file.write_all(&bytes).map_err(JournalError::io("write", &part))?;
+        if let Err(error) = file.write_all(&bytes) {
+            let _ = fs::remove_file(&part);
+            return Err(JournalError::io("write", &part)(error));
+        }
         fs::rename(&part, &path).map_err(JournalError::io("rename", &part))?;
         let mut closed = self.closed.lock().expect("no panic while locked");
         closed.retain(|segment| {

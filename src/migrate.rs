@@ -313,6 +313,10 @@ impl Controller {
             || counters.rejected.load(Relaxed) > 0
             || self.state().verify.unstorable > 0;
         self.parts.rescue.set_complete(self.other_is_complete(), unstorable);
+        if journal.owes() {
+            // The journal says what is wrong, in the log and in the status.
+            let _ = journal.catch_up(|| (tee.unfinished(), tee.pending_wipe()));
+        }
         if !journal.has_closed() {
             return;
         }

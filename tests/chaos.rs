@@ -1,5 +1,5 @@
 //! Django under faults that nobody chose: servers killed, frozen and emptied, links cut, slow and half-open, the proxy
-//! killed, cutovers and rollbacks in between. Afterwards everything that visitors were told must be true in all stores.
+//! killed, its disk full, cutovers and rollbacks in between. Afterwards everything that visitors were told must be true in all stores.
 //!
 //! `SESSIONFERRY_TEST_SEED` draws the same schedule again; how it falls in with the visitors is another matter.
 #![cfg(feature = "net")]
@@ -22,7 +22,9 @@ use rand::{SeedableRng, rngs::StdRng};
 use relay::{Link, Relay};
 use serde_json::Value;
 use sessionferry::status::{Authority, Phase, VerifyState};
-use support::{DatabaseKind, Hammer, Proxy, ProxyOptions, Raw, RedisServer, Site, command, eventually, seed, session};
+use support::{
+    DatabaseKind, Hammer, Proxy, ProxyOptions, Raw, RedisServer, Site, SmallDisk, command, eventually, seed, session,
+};
 
 const VISITORS: usize = 30;
 /// An error this long after what may cause one is still its doing.
@@ -35,6 +37,8 @@ struct Chaos {
     source: Relay,
     target: Relay,
     database: Option<Relay>,
+    /// The data directory's, where one could be had.
+    disk: Option<SmallDisk>,
     /// When visitors may see errors, seconds since 1970.
     excused: Vec<(f64, f64)>,
     story: Vec<String>,
@@ -67,7 +71,9 @@ impl Chaos {
         );
         let url = site.database_url();
         let database = (kind != DatabaseKind::Sqlite).then(|| Relay::before(address(&url)));
+        let disk = SmallDisk::mount();
         site.proxy = Some(Proxy::start(ProxyOptions {
+            data_dir: disk.as_ref().map(|disk| disk.path().join("data")),
             source: format!("redis://{}", source.address()),
             target: format!("redis://{}", target.address()),
             database: database.as_ref().map_or(url.clone(), |relay| through(&url, relay)),
@@ -82,6 +88,7 @@ impl Chaos {
             source,
             target,
             database,
+            disk,
             excused: Vec::new(),
             story: Vec::new(),
         }
@@ -141,6 +148,14 @@ impl Chaos {
                 sleep(lasts);
                 self.site.proxy_mut().restart();
             }
+            Fault::FullDisk => match &self.disk {
+                Some(disk) => {
+                    disk.fill();
+                    sleep(lasts);
+                    disk.empty();
+                }
+                None => self.story.push("  no disk of its own: left out".to_owned()),
+            },
             Fault::Kill(Store::Database) => {
                 self.site.stop_database();
                 sleep(lasts);

@@ -8,7 +8,7 @@ use std::{thread::sleep, time::Duration};
 
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use sessionferry::status::Authority;
-use support::{DatabaseKind, Hammer, Site, seed};
+use support::{DatabaseKind, Hammer, Proxy, ProxyOptions, Site, SmallDisk, eventually, seed};
 
 const ROUNDS: usize = 6;
 
@@ -105,6 +105,46 @@ fn what_was_acknowledged_just_before_the_kill_is_delivered_after_the_restart() {
         site.proxy_mut().restart();
         expect_whole(&site, &hammer, Authority::Source);
     }
+}
+
+/// What could not be recorded is recorded when there is room, and outlives the process then.
+#[test]
+fn a_full_disk_is_said_and_costs_nobody_a_session() {
+    let Some(disk) = SmallDisk::mount() else {
+        println!("left out: nothing may be mounted here");
+        return;
+    };
+    let mut site = Site::prepare(DatabaseKind::Sqlite);
+    site.proxy = Some(Proxy::start(ProxyOptions {
+        data_dir: Some(disk.path().join("data")),
+        ..site.options()
+    }));
+    site.proxy().done("backfill");
+    let mut hammer = Hammer::start("5.2", &site.proxy().url(), 30, &["--logout", "0.1", "--think", "10"]);
+    sleep(Duration::from_millis(300));
+    let unrecorded = || {
+        let warnings = site.proxy().status().warnings;
+        warnings.iter().any(|warning| warning.contains("cannot be recorded"))
+    };
+    disk.fill();
+    eventually("it is said", Duration::from_secs(10), unrecorded);
+    let (code, answer) = site.proxy().get("/readyz").unwrap();
+    assert_eq!(code, 503, "{answer}");
+    // It goes on without a record, and what nobody has yet is kept.
+    site.target.freeze();
+    sleep(Duration::from_secs(1));
+    disk.empty();
+    eventually("all is recorded", Duration::from_secs(10), || !unrecorded());
+    let counts = hammer.stop();
+    assert_eq!(
+        counts.error + counts.lost + counts.stale + counts.crashed,
+        0,
+        "{counts:?}"
+    );
+    site.proxy_mut().kill9();
+    site.target.thaw();
+    site.proxy_mut().restart();
+    expect_whole(&site, &hammer, Authority::Source);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::Ordering::{Relaxed, Release};
 use std::time::{Duration, Instant};
 
 use super::record::{self, RecordedEffect};
@@ -69,12 +69,12 @@ impl Writer {
             Ok(()) => {
                 if self.failed_at.take().is_some() {
                     self.journal.failing.store(false, Relaxed);
-                    tracing::info!("pending writes are recorded again");
                 }
             }
             Err(error) => {
                 self.journal.unrecorded.fetch_add(self.buffered, Relaxed);
                 self.failed(&error);
+                self.journal.owes.store(true, Release);
             }
         }
         self.buffer.clear();
@@ -82,7 +82,8 @@ impl Writer {
     }
 
     fn try_write(&mut self) -> std::io::Result<()> {
-        if self.failed_at.is_some_and(|at| at.elapsed() < RETRY_AFTER) {
+        let failing = self.journal.failing.load(Relaxed);
+        if self.failed_at.is_some_and(|at| failing && at.elapsed() < RETRY_AFTER) {
             return Err(std::io::Error::other("waiting to try again"));
         }
         if self.segment.as_ref().is_some_and(|segment| segment.len >= SEGMENT_LEN) {

@@ -22,6 +22,8 @@ pub enum Fault {
     KillProxy,
     /// `kill -9`; what it had on disk is there again.
     Kill(Store),
+    /// Of the data directory.
+    FullDisk,
     /// The process stops and goes on.
     Freeze(Store),
     Link(Store, Link),
@@ -82,7 +84,8 @@ impl Event {
             64..79 => Fault::Cutover,
             79..92 => Fault::Rollback,
             92..95 => Fault::Leave,
-            _ => Fault::Backfill,
+            95..97 => Fault::Backfill,
+            _ => Fault::FullDisk,
         };
         let longest = match fault {
             Fault::KillProxy => 500,

@@ -8,6 +8,7 @@
 
 pub mod admin;
 pub mod certificates;
+pub mod disk;
 pub mod django;
 pub mod load;
 pub mod mariadb;
@@ -22,6 +23,7 @@ pub mod site;
 
 #[allow(unused_imports, reason = "each test file uses its own part of this")]
 pub use self::{
+    disk::SmallDisk,
     django::{Django, Hammer},
     load::Load,
     mariadb::MariaDb,
