@@ -370,7 +370,7 @@ async fn serve(config: &Config) -> Result<(), String> {
     accepting.abort();
     let _ = accepting.await;
     proxy.drain(DRAIN_GRACE).await;
-    counters.hurry.send_replace(true);
+    let _hurry = counters.hurry();
     flush_tee(&tee).await;
     stop.cancel();
     tasks.close();

@@ -23,7 +23,7 @@ use crate::sink::StoreErrorKind;
 use crate::status::{Authority, CutoverState, OperationKind, OperationOptions, Phase, Plan};
 
 /// Before the checks are made, a sink may take this long to catch up.
-const CATCH_UP: Duration = Duration::from_secs(5);
+const CATCH_UP: Duration = Duration::from_secs(10);
 /// Before commands are held, the tee may take this long to become nearly empty.
 const PRE_DRAIN: Duration = Duration::from_secs(10);
 /// Pending writes that a hold can deliver in a moment.
@@ -45,6 +45,8 @@ impl Controller {
         };
         self.progress(0, None, "asking what it depends on");
         let lost = options.force && self.absence(to.other()).await.is_some();
+        // Nothing gathers any more until the switch is over: what is not pending need not be waited for in the hold.
+        let _hurry = self.parts.counters.hurry();
         if !lost {
             self.let_sinks_catch_up().await;
         }
@@ -118,11 +120,7 @@ impl Controller {
         let proxy = &self.parts.proxy;
         self.progress(0, None, "connecting to the new authority");
         proxy.prepare(to).await.map_err(|error| (error.to_string(), None))?;
-        // Nothing gathers any more until the switch is over: what is not pending need not be waited for in the hold.
-        self.parts.counters.hurry.send_replace(true);
-        let outcome = self.hold_and_switch(to, lost).await;
-        self.parts.counters.hurry.send_replace(false);
-        outcome
+        self.hold_and_switch(to, lost).await
     }
 
     async fn hold_and_switch(&self, to: Authority, lost: bool) -> Result<Switched, (String, Option<Duration>)> {
@@ -199,7 +197,9 @@ impl Controller {
 
     /// A sink that is there and a little behind is no reason to refuse.
     async fn let_sinks_catch_up(&self) {
-        let behind = |sink: &&crate::tee::Pending| sink.connected.load(Relaxed) && sink.lag_seconds() > MAX_LAG_SECONDS;
+        // Well within what is asked for a moment later.
+        let behind =
+            |sink: &&crate::tee::Pending| sink.connected.load(Relaxed) && sink.lag_seconds() > MAX_LAG_SECONDS / 2.0;
         let end = Instant::now() + CATCH_UP;
         while self.parts.tee.sinks().iter().any(behind) && Instant::now() < end {
             tokio::time::sleep(Duration::from_millis(10)).await;

@@ -100,7 +100,24 @@ pub struct Counters {
     /// Session keys whose value no row can carry, with the reason.
     pub unstorable: DashMap<Bytes, String>,
     /// A drain is under way: do not linger.
-    pub hurry: watch::Sender<bool>,
+    hurry: watch::Sender<bool>,
+}
+
+/// As long as it lives, deliveries do not linger.
+#[derive(Debug)]
+pub struct Hurry<'a>(&'a watch::Sender<bool>);
+
+impl Counters {
+    pub fn hurry(&self) -> Hurry<'_> {
+        self.hurry.send_replace(true);
+        Hurry(&self.hurry)
+    }
+}
+
+impl Drop for Hurry<'_> {
+    fn drop(&mut self) {
+        self.0.send_replace(false);
+    }
 }
 
 /// One sink's delivery.
@@ -181,10 +198,11 @@ impl Delivery {
                     () = stop.cancelled() => return,
                 }
                 let lingering = async {
-                    if pending.backfilling() == 0 {
-                        sleep(linger.now()).await;
-                    } else {
+                    if pending.backfilling() > 0 {
                         gathered(pending, gather).await;
+                    } else if !linger.now().is_zero() {
+                        // A sleep of nothing would wait for the timer's next tick.
+                        sleep(linger.now()).await;
                     }
                 };
                 tokio::select! {

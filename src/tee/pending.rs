@@ -48,6 +48,7 @@ pub struct Taken {
     pub effect: Effect,
     pub origin: Origin,
     version: u64,
+    at: Instant,
 }
 
 /// Told when a state has arrived.
@@ -335,6 +336,7 @@ impl Pending {
     /// Takes up to `max` keys with up to `max_bytes` of values, oldest first.
     pub fn take(&self, max: usize, max_bytes: usize) -> Vec<Taken> {
         let mut taken = Vec::new();
+        let at = Instant::now();
         let mut bytes = 0;
         while taken.len() < max && bytes < max_bytes {
             let Some(key) = self.queue.lock().expect("no panic while locked").pop_front() else {
@@ -352,6 +354,7 @@ impl Pending {
                 effect,
                 origin,
                 version,
+                at,
             });
         }
         taken
@@ -370,7 +373,13 @@ impl Pending {
                 }
                 self.delivered.fetch_add(1, Relaxed);
             }
-            None => self.put_back(taken),
+            None => {
+                // What waits now has changed since it was taken: a session that never rests is not behind for that.
+                if let Some(mut entry) = self.entries.get_mut(&taken.key) {
+                    entry.since = entry.since.max(taken.at);
+                }
+                self.put_back(taken);
+            }
         }
         // After the removal: whoever comes to wait later finds nothing to wait for.
         self.tell_waiters(taken);
@@ -478,6 +487,18 @@ mod tests {
         pending.done(&again);
         assert!(pending.is_empty());
         assert_eq!(pending.delivered.load(Relaxed), 1);
+    }
+
+    #[test]
+    fn a_session_that_never_rests_is_not_behind() {
+        let pending = Pending::new(SinkName::Redis, true);
+        pending.push(&KEY, 1, put("a", 1));
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        let taken = pending.take(10, 100).remove(0);
+        pending.push(&KEY, 2, put("b", 2));
+        assert!(pending.lag_seconds() >= 0.05);
+        pending.done(&taken);
+        assert!(!pending.is_empty() && pending.lag_seconds() < 0.05);
     }
 
     #[test]
