@@ -8,7 +8,7 @@ const BUSY: f64 = 1000.0;
 /// with a read. A server that becomes slow is left alone for longer.
 const LEFT_TO_OTHERS: u32 = 100;
 /// The longest pause, so that there is an end.
-const PAUSE_MAX: Duration = Duration::from_secs(1);
+const PAUSE_MAX: Duration = Duration::from_millis(100);
 /// A read that takes longer than this shows by itself that the server is busy: as much time is left to it.
 const PATIENCE: Duration = Duration::from_millis(20);
 /// From one look at others' load to the next; the first two are nearer.
@@ -90,7 +90,10 @@ mod tests {
             pace.looked(now, Some(others));
             assert!(!pace.wants_look(now + ms(199)));
             assert_eq!(pace.is_busy(), busy, "{more} more");
-            assert_eq!(pace.pause(ms(2)), if busy { ms(200) } else { ms(0) });
+            assert_eq!(
+                pace.pause(Duration::from_micros(500)),
+                if busy { ms(50) } else { ms(0) }
+            );
             assert_eq!(pace.pause(ms(30)), if busy { PAUSE_MAX } else { ms(30) });
             now += if now.is_zero() { FIRST_LOOK } else { LOOK_EVERY };
         }
