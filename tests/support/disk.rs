@@ -1,4 +1,4 @@
-//! A disk that can be full: a small tmpfs, where the user may mount one.
+//! A disk that can be full: a small tmpfs, where the user may mount one. The journal of a busy minute fits on it.
 
 use std::{
     fs::{File, remove_file},
@@ -18,7 +18,7 @@ impl SmallDisk {
     pub fn mount() -> Option<SmallDisk> {
         let directory = TempDir::new().unwrap();
         let mounted = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", "size=16m", "none"])
+            .args(["-t", "tmpfs", "-o", "size=128m", "none"])
             .arg(directory.path())
             .output();
         mounted
@@ -37,7 +37,7 @@ impl SmallDisk {
     /// To the last byte.
     pub fn fill(&self) {
         let mut file = File::create(self.ballast()).unwrap();
-        for portion in [1 << 16, 1 << 12, 1] {
+        for portion in [1 << 20, 1 << 12, 1] {
             while file.write_all(&vec![0; portion]).is_ok() {}
         }
     }
