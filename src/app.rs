@@ -215,7 +215,12 @@ async fn serve(config: &Config) -> Result<(), String> {
             .await
             .map_err(|error| format!("cannot make the table: {error}"))?;
     }
-    data_dir.save(&state).map_err(|error| error.to_string())?;
+    match data_dir.save(&state) {
+        Ok(()) => {}
+        Err(error) if data_dir.fresh => return Err(error.to_string()),
+        // A full disk must not keep a site down: what an earlier run saved says which Redis is the authority.
+        Err(error) => tracing::error!(%error, "the move's state is not saved; it goes on with what was saved before"),
+    }
 
     // What an earlier run had not delivered comes first.
     let recovered = journal::recover(&data_dir.journal()).map_err(|error| error.to_string())?;

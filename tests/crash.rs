@@ -145,6 +145,11 @@ fn a_full_disk_is_said_and_costs_nobody_a_session() {
     site.target.thaw();
     site.proxy_mut().restart();
     expect_whole(&site, &hammer, Authority::Source);
+    // Nor does it keep the site down, where the proxy has to start again.
+    disk.fill();
+    site.proxy_mut().restart();
+    assert_eq!(site.proxy().ask::<String>(&["SET", "page", "cached"]), "OK");
+    disk.empty();
 }
 
 #[test]
