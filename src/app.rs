@@ -447,14 +447,7 @@ fn same_move(setup: &Setup, data_dir: &DataDir, state: &mut State) -> Result<Vec
             state.authority
         ));
     }
-    // A server may have got another name. What was copied and compared before proves nothing about another one.
-    state.source = source;
-    state.target = target;
-    if state.phase != crate::status::Phase::Teeing {
-        state.enter(crate::status::Phase::Teeing);
-    }
-    state.backfill = crate::status::Backfill::default();
-    state.verify = crate::status::Verify::default();
+    state.begin_anew(source, target);
     Ok(vec![format!("{told}: run backfill and verify again")])
 }
 

@@ -179,9 +179,10 @@ impl Controller {
         let Some(checkpoint) = self.state().checkpoint.clone() else {
             return Backfill::default();
         };
-        // A cursor means nothing to another process.
+        // A cursor means nothing to another process, and another database has none of the rows.
         let run_id = self.parts.stores.authority_store().run_id().await.ok().flatten();
-        if run_id.as_ref() != Some(&checkpoint.run_id) || !scan.go_on_from(checkpoint.position) {
+        let same = run_id.as_ref() == Some(&checkpoint.run_id) && self.database_name() == checkpoint.database;
+        if !same || !scan.go_on_from(checkpoint.position) {
             return Backfill::default();
         }
         tracing::info!(
@@ -196,6 +197,16 @@ impl Controller {
         }
     }
 
+    /// The database that the copies go to, if any.
+    fn database_name(&self) -> Option<String> {
+        let rows = self
+            .parts
+            .rows
+            .as_ref()
+            .filter(|_| self.parts.tee.database.is_enabled());
+        rows.map(|rows| rows.database.name().to_owned())
+    }
+
     /// All that was read is delivered: notes how far that is, for a backfill that goes on there.
     async fn note_checkpoint(&self, copying: &Copying<'_>) {
         let Ok(Some(run_id)) = self.parts.stores.authority_store().run_id().await else {
@@ -206,6 +217,7 @@ impl Controller {
         self.update(|state| {
             state.checkpoint = Some(Checkpoint {
                 run_id,
+                database: self.database_name(),
                 position,
                 scanned,
                 copied: state.backfill.copied,

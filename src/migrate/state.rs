@@ -66,6 +66,8 @@ pub struct State {
 pub struct Checkpoint {
     /// The server process that the position belongs to.
     pub run_id: String,
+    /// The database that has the rows, without secrets.
+    pub database: Option<String>,
     pub position: Position,
     pub scanned: u64,
     pub copied: u64,
@@ -105,6 +107,16 @@ impl State {
             cutover: Cutover::default(),
             runs: Runs::default(),
         }
+    }
+
+    /// The servers have other names: what was copied and compared before proves nothing about them.
+    pub fn begin_anew(&mut self, source: String, target: String) {
+        self.source = source;
+        self.target = target;
+        self.enter(Phase::Teeing);
+        self.backfill = Backfill::default();
+        self.checkpoint = None;
+        self.verify = Verify::default();
     }
 
     /// Enters a phase.
@@ -255,6 +267,29 @@ mod tests {
             (again.phase, again.authority, again.digest_key),
             (Phase::CutOver, Authority::Target, state.digest_key)
         );
+    }
+
+    #[test]
+    fn nothing_that_was_copied_counts_for_other_servers() {
+        let dir = tempfile::tempdir().unwrap();
+        let (_, mut state) = open(dir.path()).unwrap();
+        let position = serde_json::from_str(r#"{"globs": ["*"], "cursor": 7}"#).unwrap();
+        state.checkpoint = Some(Checkpoint {
+            run_id: "r".into(),
+            database: None,
+            position,
+            scanned: 1,
+            copied: 1,
+            skipped: 0,
+        });
+        state.backfill.state = BackfillState::Done;
+        state.enter(Phase::Synced);
+        state.begin_anew("redis://a".into(), "redis://c".into());
+        assert_eq!(
+            (state.phase, state.backfill.state),
+            (Phase::Teeing, BackfillState::Idle)
+        );
+        assert!(state.checkpoint.is_none());
     }
 
     #[test]
