@@ -11,7 +11,7 @@ use crate::status::Authority;
 
 /// Rows asked for per page.
 pub(super) const PAGE_LEN: u32 = 1000;
-/// A count is taken again after 50 times what it took, within these bounds.
+/// A count, which leaves most of its time to others, is taken again after ten times what it took, within these bounds.
 const COUNT_EVERY: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(120));
 
 /// The last counts.
@@ -33,11 +33,11 @@ impl Controller {
                 Authority::Source => self.compare_counts(source, target),
                 Authority::Target => self.compare_counts(target, source),
             }
-            tokio::time::sleep((start.elapsed() * 50).clamp(COUNT_EVERY.0, COUNT_EVERY.1)).await;
+            tokio::time::sleep((start.elapsed() * 10).clamp(COUNT_EVERY.0, COUNT_EVERY.1)).await;
         }
     }
 
-    pub(super) async fn count(&self) {
+    async fn count(&self) {
         for authority in [Authority::Source, Authority::Target] {
             if authority == Authority::Source && self.state().phase == crate::status::Phase::Finished {
                 continue;
