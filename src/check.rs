@@ -188,14 +188,13 @@ async fn redis(findings: &mut Findings, about: &'static str, store: &RedisStore)
             format!("maxmemory-policy is {policy}: it may drop sessions when memory is short, which logs users out"),
         );
     }
-    match facts.tells {
-        Tells::Tracking | Tells::Notifications => {}
-        Tells::Nothing => findings.add(
+    if facts.tells == Tells::Nothing {
+        findings.add(
             Level::Yellow,
             about,
             "it does not tell of writes that bypass the proxy, and only verify finds them: allow +client|tracking \
              (Redis 6 and later), or set notify-keyspace-events to KA",
-        ),
+        );
     }
     if let Some(skew) = facts.skew_ms.filter(|skew| skew.abs() > MAX_SKEW_MS) {
         findings.add(
