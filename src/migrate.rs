@@ -1,7 +1,7 @@
 //! The move: phases, backfill, verify, cutover and rollback.
 //!
-//! One operation at a time. Backfill and verify only read, and mark keys dirty; the tee's delivery does all writing, so
-//! that nothing here can overtake a client's write. The switch of the authority is one durable file replacement while
+//! One operation at a time. Backfill and verify only read, and tell the tee; its delivery does all writing, so that
+//! nothing here can overtake a client's write. The switch of the authority is one durable file replacement while
 //! every command is held: before it the old Redis is the authority, after it the new one, whatever ends the process.
 
 pub mod backfill;

@@ -168,7 +168,7 @@ pub struct Backfill {
     pub skipped: u64,
     pub failed: u64,
     pub per_second: f64,
-    /// Session keys at the source when it started: what a progress bar counts to.
+    /// Session keys at the authority when they were last counted (0: not yet): what a progress bar counts to.
     #[serde(default)]
     pub expected: u64,
 }

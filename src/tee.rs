@@ -6,8 +6,9 @@
 //! which a delivery task of that sink empties. Nothing here waits: the proxy calls it on the reply path.
 //!
 //! A key whose state only the authority can tell is *dirty*: the delivery task reads it there, value and deadline, at
-//! the moment it delivers. Backfill and repair are the same thing, a key marked dirty, and so can never overtake a write
-//! or undo a logout: per sink and key there is one delivery at a time, and it delivers what the authority says now.
+//! the moment it delivers. Repair is a key marked dirty; backfill reserves keys before it reads them (`reserved`). So
+//! neither can overtake a write or undo a logout: per sink and key there is one delivery at a time, and what a client did
+//! since goes before what was read.
 
 pub mod delivery;
 mod linger;
