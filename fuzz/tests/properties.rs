@@ -3,24 +3,16 @@
 
 use std::path::Path;
 
+#[allow(
+    dead_code,
+    reason = "it is made for the differential test, which draws more kinds of things"
+)]
+#[path = "../../tests/differential/rng.rs"]
+mod rng;
+
+use rng::Rng;
+
 type Property = fn(&[u8]);
-
-/// A small generator: no run depends on a library's version.
-struct Lot(u64);
-
-impl Lot {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, bound: usize) -> usize {
-        (self.next() % bound as u64) as usize
-    }
-}
 
 fn seed() -> u64 {
     let seed = std::env::var("SESSIONFERRY_TEST_SEED").map_or_else(
@@ -43,7 +35,7 @@ fn corpus(target: &str, property: Property) {
 }
 
 /// Pieces of RESP, so that more than the first byte is reached.
-fn resp(lot: &mut Lot) -> Vec<u8> {
+fn resp(lot: &mut Rng) -> Vec<u8> {
     const PIECES: &[&[u8]] = &[
         b"*1\r\n",
         b"*2\r\n",
@@ -84,7 +76,7 @@ fn resp(lot: &mut Lot) -> Vec<u8> {
     let mut out = Vec::new();
     for _ in 0..lot.below(24) {
         if lot.below(8) == 0 {
-            out.push(lot.next() as u8);
+            out.push(lot.below(256) as u8);
         } else {
             out.extend_from_slice(PIECES[lot.below(PIECES.len())]);
         }
@@ -92,8 +84,8 @@ fn resp(lot: &mut Lot) -> Vec<u8> {
     out
 }
 
-fn by_lot(count: usize, property: Property, draw: fn(&mut Lot) -> Vec<u8>) {
-    let mut lot = Lot(seed());
+fn by_lot(count: usize, property: Property, draw: fn(&mut Rng) -> Vec<u8>) {
+    let mut lot = Rng::new(seed());
     for _ in 0..count {
         let data = draw(&mut lot);
         if let Err(panic) = std::panic::catch_unwind(|| property(&data)) {
@@ -125,6 +117,6 @@ fn no_split_of_the_bytes_matters() {
 fn no_reply_reaches_the_wrong_client() {
     corpus("session", sessionferry_fuzz::session);
     by_lot(1_000, sessionferry_fuzz::session, |lot| {
-        (0..lot.below(80)).map(|_| lot.next() as u8).collect()
+        (0..lot.below(80)).map(|_| lot.below(256) as u8).collect()
     });
 }
