@@ -204,7 +204,10 @@ fn main() {
         }
     }
     println!("{RECORDS} records of {VALUE_LEN} bytes in batches of {BATCH}, medians of {ROUNDS} rounds");
-    println!("{:24} {:>16} {:>18} {:>10}", "", "µs CPU/record", "µs/batch, p99", "MiB on disk");
+    println!(
+        "{:24} {:>16} {:>18} {:>10}",
+        "", "µs CPU/record", "µs/batch, p99", "MiB on disk"
+    );
     for ((name, _), rounds) in stores.iter().zip(found) {
         let median = |at: usize| {
             let mut values: Vec<f64> = rounds.iter().map(|round| round[at]).collect();
