@@ -366,9 +366,8 @@ impl Pair {
         // What nobody asked for would come late.
         sleep(UNTOLD);
         self.ping();
-        for side in &mut sides {
-            side.drain();
-        }
+        sides[0].drain();
+        alike(&mut sides);
         let late = compare(&mut sides, &masks);
         drop(sides);
         self.both(&["CLIENT", "UNPAUSE"]);
@@ -406,17 +405,8 @@ impl Pair {
             }
             break;
         }
-        let began = Instant::now();
-        loop {
-            sides[1].drain();
-            if sides[0].states() == sides[1].states() {
-                break;
-            }
-            if began.elapsed() > PATIENCE {
-                return;
-            }
-            sleep(Duration::from_micros(50));
-            sides[0].drain();
+        if !alike(sides) {
+            return;
         }
         // No reply tells when the proxy has passed these on.
         let untold = match &step.action {
@@ -438,6 +428,23 @@ impl Pair {
                 sleep(Duration::from_millis(1));
             }
         }
+    }
+}
+
+/// Waits until both sides have got as much; false when they have not for as long as is waited. A blocked command may end
+/// between a look at the one and a look at the other.
+fn alike(sides: &mut [Side; 2]) -> bool {
+    let began = Instant::now();
+    loop {
+        sides[1].drain();
+        if sides[0].states() == sides[1].states() {
+            return true;
+        }
+        if began.elapsed() > PATIENCE {
+            return false;
+        }
+        sleep(Duration::from_micros(50));
+        sides[0].drain();
     }
 }
 
