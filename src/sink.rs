@@ -15,5 +15,5 @@ pub mod redis;
 mod schema;
 mod sqlite;
 
-pub use self::database::{Database, DatabaseError, DatabaseErrorKind, DatabaseOptions, Row, TableReport};
+pub use self::database::{Database, DatabaseError, DatabaseErrorKind, DatabaseOptions, Place, Row, TableReport};
 pub use self::redis::{NewKey, RedisStore, RedisWrite, ServerFacts, StoreError, StoreErrorKind, Stored};

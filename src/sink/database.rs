@@ -38,6 +38,20 @@ impl fmt::Debug for Row {
     }
 }
 
+/// A row's place among all rows, those that end last first.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Place {
+    /// As the database itself writes it: rounded, rows would be met twice or never.
+    pub(super) expire_date: String,
+    pub session_key: String,
+}
+
+impl fmt::Debug for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Place({})", self.expire_date)
+    }
+}
+
 /// How Django's settings shape the table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DatabaseOptions {
@@ -223,6 +237,12 @@ impl Database {
         on_backend!(self, "page", page(after, limit, now_ms))
     }
 
+    /// Up to `limit` rows that end after `now_ms`, those that end last first, behind `before` (`None`: from the first).
+    /// Shorter than `limit`: the end. A row that is renewed meanwhile is passed over where it moves to the front.
+    pub async fn newest(&self, before: Option<&Place>, limit: u32, now_ms: i64) -> Result<Vec<Place>, DatabaseError> {
+        on_backend!(self, "newest", newest(before, limit, now_ms))
+    }
+
     /// How many rows end after `now_ms`.
     pub async fn count(&self, now_ms: i64) -> Result<u64, DatabaseError> {
         let count = on_backend!(self, "count", count(now_ms))?;
@@ -232,6 +252,14 @@ impl Database {
     /// Up to `limit` rows, those that end last first: Django's own writing, to check the secret key against.
     pub async fn sample(&self, limit: u32) -> Result<Vec<Row>, DatabaseError> {
         on_backend!(self, "sample", sample(limit))
+    }
+}
+
+/// From the columns expire_date, as text, and session_key.
+pub(super) fn place((expire_date, session_key): (String, String)) -> Place {
+    Place {
+        expire_date,
+        session_key,
     }
 }
 

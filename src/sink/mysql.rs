@@ -9,7 +9,7 @@ use sqlx::mysql::{MySqlConnectOptions, MySqlDatabaseError, MySqlRow};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, MySql as Driver, MySqlConnection, QueryBuilder, Row as _};
 
 use super::database::lanes::Dialect;
-use super::database::{DatabaseErrorKind, Row, TableReport};
+use super::database::{DatabaseErrorKind, Place, Row, TableReport, place};
 use super::schema::{Calendar, Column, Table, problems};
 
 /// Strict: a value that does not fit is an error and not cut. READ COMMITTED: as Django has it, and with fewer locks
@@ -282,6 +282,35 @@ impl Dialect for Mysql {
             .bind(limit)
             .fetch_all(on)
             .await
+    }
+
+    async fn newest(
+        &self,
+        on: &mut MySqlConnection,
+        before: Option<&Place>,
+        limit: u32,
+        now_ms: i64,
+    ) -> Result<Vec<Place>, sqlx::Error> {
+        let mut sql = QueryBuilder::<Driver>::new("SELECT CAST(expire_date AS char), session_key FROM ");
+        sql.push(&self.quoted).push(" WHERE expire_date > ");
+        sql.push_bind(self.calendar.naive(now_ms));
+        if let Some(before) = before {
+            // The first half is what the index on expire_date answers.
+            for (start, end) in [
+                (" AND expire_date <= CAST(", ""),
+                (" AND (expire_date < CAST(", " OR session_key < "),
+            ] {
+                sql.push(start)
+                    .push_bind(&before.expire_date)
+                    .push(" AS datetime(6))")
+                    .push(end);
+            }
+            sql.push_bind(&before.session_key).push(")");
+        }
+        sql.push(" ORDER BY expire_date DESC, session_key DESC LIMIT ")
+            .push_bind(limit);
+        let rows = sql.build_query_as().persistent(false).fetch_all(on).await?;
+        Ok(rows.into_iter().map(place).collect())
     }
 
     async fn count(&self, on: &mut MySqlConnection, now_ms: i64) -> Result<i64, sqlx::Error> {

@@ -7,12 +7,12 @@
 use std::collections::HashMap;
 use std::str::FromStr;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, SecondsFormat, Utc};
 use sqlx::postgres::{PgConnectOptions, PgRow};
-use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection, Row as _};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection, QueryBuilder, Row as _};
 
 use super::database::lanes::Dialect;
-use super::database::{DatabaseErrorKind, Row, TableReport};
+use super::database::{DatabaseErrorKind, Place, Row, TableReport};
 use super::schema::{Column, Table, instant, problems};
 
 /// A lock that is not had in 3 s is given up (and tried again): below the time limit of the operation. A transaction
@@ -218,6 +218,47 @@ impl Dialect for Postgres {
         let keys = query.persistent(false).fetch_all(&mut *transaction).await?;
         transaction.commit().await?;
         Ok(keys)
+    }
+
+    async fn newest(
+        &self,
+        on: &mut PgConnection,
+        before: Option<&Place>,
+        limit: u32,
+        now_ms: i64,
+    ) -> Result<Vec<Place>, sqlx::Error> {
+        let mut sql = QueryBuilder::<sqlx::Postgres>::new("SELECT t.expire_date, t.session_key::text FROM ");
+        sql.push(&self.quoted)
+            .push(" AS t WHERE t.expire_date > ")
+            .push_bind(instant(now_ms));
+        if let Some(before) = before {
+            // The first half is what the index on expire_date answers.
+            for (start, end) in [
+                (" AND t.expire_date <= ", ""),
+                (" AND (t.expire_date < ", " OR t.session_key < "),
+            ] {
+                sql.push(start)
+                    .push_bind(&before.expire_date)
+                    .push("::text::timestamptz")
+                    .push(end);
+            }
+            sql.push_bind(&before.session_key).push("::text)");
+        }
+        sql.push(" ORDER BY t.expire_date DESC, t.session_key DESC LIMIT ")
+            .push_bind(i64::from(limit));
+        let mut transaction = on.begin_with(BEGIN).await?;
+        let rows: Vec<(DateTime<Utc>, String)> = sql
+            .build_query_as()
+            .persistent(false)
+            .fetch_all(&mut *transaction)
+            .await?;
+        transaction.commit().await?;
+        let place = |(at, session_key): (DateTime<Utc>, String)| Place {
+            // In a form that no DateStyle reads otherwise.
+            expire_date: at.to_rfc3339_opts(SecondsFormat::Micros, true),
+            session_key,
+        };
+        Ok(rows.into_iter().map(place).collect())
     }
 
     async fn count(&self, on: &mut PgConnection, now_ms: i64) -> Result<i64, sqlx::Error> {

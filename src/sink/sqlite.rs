@@ -9,7 +9,7 @@ use sqlx::{AssertSqlSafe, ConnectOptions, Connection, QueryBuilder, SqliteConnec
 use sqlx::{Row as _, Sqlite as Driver};
 
 use super::database::lanes::Dialect;
-use super::database::{DatabaseErrorKind, Row, TableReport};
+use super::database::{DatabaseErrorKind, Place, Row, TableReport, place};
 use super::schema::{Calendar, Column, Table, problems};
 
 /// How long SQLite itself waits for a lock; Django's default too.
@@ -214,6 +214,28 @@ impl Dialect for Sqlite {
             .bind(limit)
             .fetch_all(on)
             .await
+    }
+
+    async fn newest(
+        &self,
+        on: &mut SqliteConnection,
+        before: Option<&Place>,
+        limit: u32,
+        now_ms: i64,
+    ) -> Result<Vec<Place>, sqlx::Error> {
+        let mut sql = QueryBuilder::<Driver>::new("SELECT CAST(expire_date AS text), session_key FROM ");
+        sql.push(&self.quoted).push(" WHERE expire_date > ");
+        sql.push_bind(self.calendar.text(now_ms));
+        if let Some(before) = before {
+            // The first half is what the index on expire_date answers.
+            sql.push(" AND expire_date <= ").push_bind(&before.expire_date);
+            sql.push(" AND (expire_date < ").push_bind(&before.expire_date);
+            sql.push(" OR session_key < ").push_bind(&before.session_key).push(")");
+        }
+        sql.push(" ORDER BY expire_date DESC, session_key DESC LIMIT ")
+            .push_bind(limit);
+        let rows = sql.build_query_as().persistent(false).fetch_all(on).await?;
+        Ok(rows.into_iter().map(place).collect())
     }
 
     async fn count(&self, on: &mut SqliteConnection, now_ms: i64) -> Result<i64, sqlx::Error> {

@@ -188,7 +188,7 @@ impl Restore {
         self.rows.is_some()
     }
 
-    /// Puts back whatever has a row, until `goes_on`, which is told how many were looked at, says no. The inner result is
+    /// Puts back whatever has a row, who was here last first, until `goes_on`, which is told how many were looked at, says no. The inner result is
     /// why the rows could not be read to their end.
     ///
     /// # Errors
@@ -198,21 +198,21 @@ impl Restore {
         let Some(rows) = &self.rows else {
             return Ok((total, Ok(())));
         };
-        let (mut after, mut looked_at) = (String::new(), 0);
+        let (mut before, mut looked_at) = (None, 0);
         loop {
-            let page = match rows.database.page(&after, BATCH as u32, now_ms()).await {
+            let page = match rows.database.newest(before.as_ref(), BATCH as u32, now_ms()).await {
                 Ok(page) => page,
                 Err(error) => return Ok((total, Err(error.to_string()))),
             };
-            let Some(last) = page.last() else {
-                return Ok((total, Ok(())));
-            };
-            after.clone_from(last);
-            looked_at += page.len() as u64;
             let keys: Vec<Bytes> = page
                 .iter()
-                .map(|session_key| self.tee.patterns.redis_key(session_key).into())
+                .map(|place| self.tee.patterns.redis_key(&place.session_key).into())
                 .collect();
+            before = page.into_iter().last();
+            if before.is_none() {
+                return Ok((total, Ok(())));
+            }
+            looked_at += keys.len() as u64;
             total += self.put_back(&keys).await?;
             if !goes_on(looked_at) {
                 return Ok((total, Ok(())));

@@ -84,8 +84,40 @@ async fn check_database_round_trip(url: &str, table: &str, use_tz: bool) {
     let sample = database.sample(3).await.unwrap();
     assert_eq!(sample.len(), 3);
     assert_eq!(sample[0].session_key, "key02499");
+
+    check_newest_first(&database, &all, ends).await;
     database.apply(&[], &all).await.unwrap();
     assert_eq!(database.count(0).await.unwrap(), 0);
+}
+
+/// Many rows that end at once: pages end among them, and none may be met twice or never.
+async fn check_newest_first(database: &Database, keys: &[String], ends: i64) {
+    let end = |number: usize| ends + (number % 20) as i64;
+    let rows: Vec<Row> = keys
+        .iter()
+        .enumerate()
+        .map(|(n, key)| row(key, "data", end(n)))
+        .collect();
+    database.apply(&rows, &[]).await.unwrap();
+    let (mut met, mut before) = (Vec::new(), None);
+    loop {
+        // What ends first of all is as good as gone.
+        let page = database.newest(before.as_ref(), 70, ends).await.unwrap();
+        met.extend(page.iter().map(|place| place.session_key.clone()));
+        if page.len() < 70 {
+            break;
+        }
+        before = page.into_iter().last();
+    }
+    let mut wanted: Vec<(i64, &String)> = keys.iter().enumerate().map(|(n, key)| (end(n), key)).collect();
+    wanted.retain(|(end, _)| *end > ends);
+    wanted.sort_unstable_by(|a, b| b.cmp(a));
+    assert!(
+        met.iter().eq(wanted.iter().map(|(_, key)| *key)),
+        "{} of {}",
+        met.len(),
+        wanted.len()
+    );
 }
 
 /// Batches that overlap and want the rows in other orders must all get through, those of one store (they wait for each

@@ -15,7 +15,7 @@ use tokio::time::error::Elapsed;
 use tokio::time::{sleep, timeout};
 
 use super::error::{DatabaseError, DatabaseErrorKind};
-use super::{Row, TableReport};
+use super::{Place, Row, TableReport};
 
 /// Connections to one database. Delivery, backfill and verify use one each; one is left for the operator's questions.
 pub const CONNECTIONS_MAX: usize = 4;
@@ -62,6 +62,14 @@ pub(in crate::sink) trait Dialect: Send + Sync + 'static {
         limit: u32,
         now_ms: i64,
     ) -> impl Future<Output = Result<Vec<String>, sqlx::Error>> + Send;
+
+    fn newest(
+        &self,
+        on: &mut Self::Connection,
+        before: Option<&Place>,
+        limit: u32,
+        now_ms: i64,
+    ) -> impl Future<Output = Result<Vec<Place>, sqlx::Error>> + Send;
 
     fn count(&self, on: &mut Self::Connection, now_ms: i64) -> impl Future<Output = Result<i64, sqlx::Error>> + Send;
 
