@@ -3,95 +3,18 @@ Django's ORM, in one run. See scripts/bench-copy."""
 import argparse
 import json
 import os
-import shutil
 import statistics
-import struct
 import subprocess
-import sys
 import tempfile
 import time
 import urllib.request
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "peers"))
-from endpoints import free_port  # noqa: E402
+from servers import SECRET, Servers, fill, mib, patiently, proxy, value
 
-PREFIX = ":1:django.contrib.sessions.cache"
-SECRET = "a key for this measurement only"
 LOOP_SECONDS = 10
 PACE, PACED_CLIENTS = 5000, 10
 LATENCY_SECONDS, LATENCY_ROUNDS = 6, 5
-PAD = 240
-
-
-def value(number):
-    """What Django's cache holds for a small session: a pickled dictionary."""
-    return b"\x80\x04}(\x8c\x01nJ" + struct.pack("<i", number) + b"\x8c\x03padX" + struct.pack("<I", PAD) + b"x" * PAD + b"u."
-
-
-class Servers:
-    """Two Redis servers and PostgreSQL, ended when left."""
-
-    def __init__(self, directory, postgres_bin):
-        self.directory, self.bin = Path(directory), Path(postgres_bin)
-        self.processes = []
-
-    def __enter__(self):
-        os.chmod(self.directory, 0o755)
-        self.source, self.target, self.postgres = free_port(), free_port(), free_port()
-        for port in (self.source, self.target):
-            self.start("redis-server", "--port", port, "--save", "", "--dir", self.directory, "--bind", "127.0.0.1")
-        data = self.directory / "postgres"
-        data.mkdir()
-        self.user = []
-        if os.geteuid() == 0:
-            shutil.chown(data, "postgres")
-            self.user = ["setpriv", "--reuid", "postgres", "--regid", "postgres", "--clear-groups"]
-        subprocess.run(
-            [*self.user, self.bin / "initdb", "--no-sync", "--auth", "trust", "--username", "site", "--pgdata", data / "data"],
-            check=True, stdout=subprocess.DEVNULL, cwd=data,
-        )
-        self.start(*self.user, self.bin / "postgres", "-p", self.postgres, "-k", data, "-D", data / "data", cwd=data)
-        return self
-
-    def start(self, *command, cwd=None):
-        log = open(self.directory / f"log{len(self.processes)}", "w")
-        process = subprocess.Popen([str(word) for word in command], stdout=log, stderr=log, cwd=cwd)
-        self.processes.append(process)
-        return process
-
-    def __exit__(self, *_):
-        for process in reversed(self.processes):
-            process.terminate()
-        for process in self.processes:
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-
-    @property
-    def database(self):
-        return f"postgres://site@127.0.0.1:{self.postgres}/postgres"
-
-
-def fill(port, count):
-    """Sessions as Django leaves them, through redis-cli's own mass insertion."""
-    pipe = subprocess.Popen(["redis-cli", "-p", str(port), "--pipe"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
-    for number in range(count):
-        key, data = b"%s%032d" % (PREFIX.encode(), number), value(number)
-        pipe.stdin.write(b"*4\r\n$5\r\nSETEX\r\n$%d\r\n%s\r\n$7\r\n1209600\r\n$%d\r\n%s\r\n" % (len(key), key, len(data), data))
-    pipe.stdin.close()
-    if pipe.wait() != 0:
-        raise SystemExit("the source could not be filled")
-
-
-def patiently(what, attempt):
-    for _ in range(200):
-        try:
-            return attempt()
-        except Exception:  # whatever it is, it is not there yet
-            time.sleep(0.1)
-    raise SystemExit(f"waited in vain for {what}")
 
 
 def load(paced, port):
@@ -129,11 +52,6 @@ def stopped(binary, admin, number):
         time.sleep(0.05)
 
 
-def peak_mib(process):
-    status = Path(f"/proc/{process.pid}/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) / 1024
-
-
 def loop(arguments, servers):
     """Rows per second of the loop that people write today."""
     environment = dict(os.environ, REDIS=f"redis://127.0.0.1:{servers.source}", DATABASE=str(servers.postgres))
@@ -155,16 +73,7 @@ def main():
             [arguments.python, Path(__file__).parent / "loop.py", "0", SECRET], check=True, capture_output=True, env=environment))
         fill(servers.source, arguments.sessions)
         python = loop(arguments, servers)
-        listen, admin = free_port(), free_port()
-        environment = dict(os.environ, SESSIONFERRY_SECRET_KEY=SECRET)
-        log = open(Path(directory) / "sessionferry.log", "w")
-        proxy = subprocess.Popen(
-            [arguments.binary, "run", "--listen", f"127.0.0.1:{listen}", "--admin", f"127.0.0.1:{admin}",
-             "--source", f"redis://127.0.0.1:{servers.source}", "--target", f"redis://127.0.0.1:{servers.target}",
-             "--database", servers.database, "--data-dir", str(Path(directory) / "data")],
-            env=environment, stdout=log, stderr=log)
-        servers.processes.append(proxy)
-        patiently("the proxy", lambda: urllib.request.urlopen(f"http://127.0.0.1:{admin}/readyz", timeout=2))
+        process, _, admin = proxy(servers, arguments.binary)
         backfill = operation(arguments, admin, "backfill")
         verify = operation(arguments, admin, "verify")
         # The same load without a copy and with one, in turns. A copy that is stopped goes on where it was.
@@ -183,7 +92,7 @@ def main():
         print(f"  a loop with Django's ORM     {python:10,.0f} rows/s")
         print(f"  sessionferry backfill        {rate:10,.0f} sessions/s into both stores, {rate / python:.0f} times the loop  ({backfill:.1f} s)")
         print(f"  sessionferry verify          {arguments.sessions / verify:10,.0f} sessions/s in three stores  ({verify:.1f} s)")
-        print(f"  memory of the proxy, at most {peak_mib(proxy):10.0f} MiB")
+        print(f"  memory of the proxy, at most {mib(process, 'VmHWM'):10.0f} MiB")
         told = "  (a copy was over before the load)" if over else ""
         print(f"  the source's p99 at {PACE:,} commands/s: {ratio:.2f} times that without a backfill{told}")
 
