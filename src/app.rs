@@ -21,7 +21,7 @@ use crate::proxy::access::{Access, Users};
 use crate::proxy::identity::Servers;
 use crate::proxy::{self, Listener, Proxy, Shared};
 use crate::session::row::RowCodec;
-use crate::session::{KeyPatterns, Serializer};
+use crate::session::{Compression, Compressor, KeyPatterns, Serializer, SessionSerializer, ValueFormat};
 use crate::sink::{Database, DatabaseOptions, RedisStore, StoreErrorKind};
 use crate::status::{Authority, Restored};
 use crate::tee::delivery::{Counters, Delivery, Stores};
@@ -75,12 +75,12 @@ fn setup(config: &Config) -> Result<Setup, String> {
                 .iter()
                 .map(|key| key.expose().as_bytes().to_vec())
                 .collect();
-            let codec = RowCodec::new(secret_key.expose().as_bytes(), &fallbacks, &config.django.salt).with_serializer(
-                match config.django.value_serializer {
-                    config::Serializer::Pickle => Serializer::Pickle,
-                    _ => Serializer::Auto,
-                },
-            );
+            let codec = RowCodec::new(secret_key.expose().as_bytes(), &fallbacks, &config.django.salt)
+                .with_format(value_format(&config.django))
+                .with_serializer(match config.django.session_serializer {
+                    config::SessionSerializer::Json => SessionSerializer::Json,
+                    config::SessionSerializer::Pickle => SessionSerializer::Pickle,
+                });
             let cookie_age = config.django.cookie_age.as_secs() as i64;
             Some(Arc::new(Rows {
                 database,
@@ -97,6 +97,31 @@ fn setup(config: &Config) -> Result<Setup, String> {
         rows,
         makes_table,
     })
+}
+
+/// How the site's cache backend writes values.
+fn value_format(django: &config::Django) -> ValueFormat {
+    let with = |compressor| Compression::With(compressor);
+    ValueFormat {
+        serializer: match django.value_serializer {
+            config::Serializer::Auto => Serializer::Auto,
+            config::Serializer::Pickle => Serializer::Pickle,
+            config::Serializer::Json => Serializer::Json,
+            config::Serializer::Msgpack => Serializer::Msgpack,
+            config::Serializer::Signed => Serializer::Signed,
+        },
+        compression: match django.value_compressor {
+            config::Compressor::Auto => Compression::Auto,
+            config::Compressor::None => Compression::None,
+            config::Compressor::Zlib => with(Compressor::Zlib),
+            config::Compressor::Gzip => with(Compressor::Gzip),
+            config::Compressor::Bz2 => with(Compressor::Bz2),
+            config::Compressor::Lzma => with(Compressor::Lzma),
+            config::Compressor::Lz4 => with(Compressor::Lz4),
+            config::Compressor::Zstd => with(Compressor::Zstd),
+            config::Compressor::Brotli => with(Compressor::Brotli),
+        },
+    }
 }
 
 /// `sessionferry check`: what was found, the worst of it deciding the exit code.

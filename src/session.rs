@@ -5,24 +5,27 @@
 //! of its type as the reason. Messages name types and limits, never keys or values: a session is a credential.
 //!
 //! [`row::RowCodec`] is what the rest of the program uses; under it lie [`value`] (Redis value to dictionary, through
-//! [`pickle`] or [`json`]), and [`signing`] (the signed envelope of a row).
+//! [`compress`], and [`pickle`], [`json`] or msgpack), and [`signing`] (the signed envelope of a row).
 
+pub mod compress;
 pub mod effect;
 pub mod expiry;
 pub mod json;
 pub mod key;
+mod msgpack;
 pub mod object;
 pub mod pickle;
 pub mod row;
 pub mod signing;
 pub mod value;
 
+pub use compress::Compressor;
 pub use effect::Effect;
 pub use expiry::Deadline;
 pub use key::{KeyPattern, KeyPatterns, PatternError};
 pub use object::Dict;
-pub use row::{Comparison, RowCodec, RowError, Unstorable};
-pub use value::{Serializer, Undecodable};
+pub use row::{Comparison, RowCodec, RowError, SessionSerializer, Unstorable};
+pub use value::{Compression, Form, Serializer, Undecodable, ValueFormat};
 
 /// The session engine of the site, as in `SESSION_ENGINE = "django.contrib.sessions.backends.<engine>"`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -251,9 +251,6 @@ fn what_is_not_implemented_is_said() {
         ("target.cluster = true", "target.cluster"),
         ("[[site]]\ndjango.key_prefix = \"a\"", "[[site]]"),
         ("tee.mirror = \"all\"", "tee.mirror"),
-        ("django.value_serializer = \"msgpack\"", "django.value_serializer"),
-        ("django.value_compressor = \"zstd\"", "django.value_compressor"),
-        ("django.session_serializer = \"pickle\"", "django.session_serializer"),
     ] {
         bad(extra, &[setting, "not implemented in this version"]);
     }

@@ -1,6 +1,6 @@
 //! What the interface promises and this version does not do yet.
 
-use super::{Compressor, Config, Mirror, Serializer, SessionSerializer};
+use super::{Config, Mirror};
 
 /// Settings that are understood but not implemented, each with what to write instead; empty where all is well.
 ///
@@ -30,21 +30,5 @@ pub fn unsupported(config: &Config) -> Vec<String> {
         "list the keys of all sites in django.session_key_patterns",
     );
     refuse(config.tee.mirror == Mirror::All, "tee.mirror", "leave it at `sessions`");
-    let django = &config.django;
-    refuse(
-        !matches!(django.value_serializer, Serializer::Auto | Serializer::Pickle),
-        "django.value_serializer",
-        "use `auto` or `pickle`",
-    );
-    refuse(
-        !matches!(django.value_compressor, Compressor::Auto | Compressor::None),
-        "django.value_compressor",
-        "use `auto` or `none`",
-    );
-    refuse(
-        django.session_serializer == SessionSerializer::Pickle,
-        "django.session_serializer",
-        "with `json`, what a row cannot carry is listed as unstorable; or use database = none",
-    );
     found
 }

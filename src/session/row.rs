@@ -1,10 +1,23 @@
 //! What a `django_session` row holds for a session, and whether it holds the same session as a Redis value.
 
+use std::sync::{Arc, Mutex, PoisonError};
+
 use super::json::{self, Charset, JsonError, NotJson};
 use super::object::Dict;
-use super::pickle;
+use super::pickle::{self, PickleError};
 use super::signing::{Signer, SigningError};
-use super::value::{self, Serializer, Undecodable};
+use super::value::{Compression, Form, Serialized, Serializer, Undecodable, Unwritable, ValueFormat};
+
+/// The site's `SESSION_SERIALIZER`: what a row's payload is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SessionSerializer {
+    /// `JSONSerializer`, Django's default.
+    #[default]
+    Json,
+    /// `PickleSerializer`, part of Django up to 4.2. A row then carries the same pickle as the Redis value, which is
+    /// looked at and passed on, and never run.
+    Pickle,
+}
 
 /// Why no row can carry a session. Its bytes are still copied to the other Redis.
 ///
@@ -43,10 +56,17 @@ pub enum RowError {
     /// The envelope is broken although, or because, it is not a matter of the key.
     #[error(transparent)]
     Envelope(SigningError),
-    #[error("the row's payload is a pickle (SESSION_SERIALIZER = PickleSerializer), which is not read")]
+    #[error("the row's payload is a pickle, which only SESSION_SERIALIZER = PickleSerializer reads")]
     Pickle,
+    #[error("the row's payload is no pickle, which SESSION_SERIALIZER = PickleSerializer expects")]
+    NotPickle,
     #[error("the row's payload: {0}")]
     Json(#[from] JsonError),
+    #[error("the row's payload: {0}")]
+    Undecodable(#[from] Undecodable),
+    /// The row is good, and the site's cache backend could not have written its session.
+    #[error("the row's session as a Redis value: {0}")]
+    Unwritable(#[from] Unwritable),
 }
 
 impl RowError {
@@ -78,11 +98,15 @@ pub enum Comparison {
     Unreadable(RowError),
 }
 
-/// Turns Redis values into rows and compares the two. Keys are derived once, so keep one per site.
+/// Turns Redis values into rows and back, and compares the two. Keys are derived once, so keep one per site; a clone
+/// shares what was learned.
 #[derive(Clone, Debug)]
 pub struct RowCodec {
     signer: Signer,
-    serializer: Serializer,
+    format: ValueFormat,
+    serializer: SessionSerializer,
+    /// How the last value was written, for a site whose format is recognised: what is put back shall be like it.
+    seen: Arc<Mutex<Option<Form>>>,
 }
 
 impl RowCodec {
@@ -91,12 +115,19 @@ impl RowCodec {
     pub fn new(secret_key: &[u8], fallbacks: &[Vec<u8>], salt: &str) -> RowCodec {
         RowCodec {
             signer: Signer::new(secret_key, fallbacks, salt),
-            serializer: Serializer::Auto,
+            format: ValueFormat::default(),
+            serializer: SessionSerializer::Json,
+            seen: Arc::default(),
         }
     }
 
-    /// The same with the Redis values' serializer fixed, instead of recognised per value.
-    pub fn with_serializer(self, serializer: Serializer) -> RowCodec {
+    /// The same with the Redis values' format fixed, instead of recognised per value.
+    pub fn with_format(self, format: ValueFormat) -> RowCodec {
+        RowCodec { format, ..self }
+    }
+
+    /// The same with rows of another `SESSION_SERIALIZER`.
+    pub fn with_serializer(self, serializer: SessionSerializer) -> RowCodec {
         RowCodec { serializer, ..self }
     }
 
@@ -107,53 +138,145 @@ impl RowCodec {
     /// # Errors
     /// [`Unstorable`] where the value is not readable, or JSON cannot carry it.
     pub fn encode(&self, value: &[u8], now_seconds: i64) -> Result<String, Unstorable> {
-        Ok(self.signer.sign(&self.json(value)?, now_seconds))
+        Ok(self.signer.sign(&self.payload_of(value)?, now_seconds))
     }
 
-    /// The JSON payload of a row, verified: its signature is good, and Django would read an object from it.
+    /// The payload of a row, verified: its signature is good, and Django would read a dictionary from it.
     ///
     /// # Errors
     /// [`RowError`], with [`RowError::BadSignature`] apart from the rest.
     pub fn payload(&self, session_data: &str) -> Result<Vec<u8>, RowError> {
         let payload = self.signer.open(session_data)?;
-        read(&payload)?;
+        match self.serializer {
+            SessionSerializer::Json => read(&payload).map(drop)?,
+            SessionSerializer::Pickle => check_pickle(&payload)?,
+        }
         Ok(payload)
     }
 
-    /// The Redis value that Django would have written for the row's session: a pickle, not compressed, which every
+    /// The Redis value that Django would have written for the row's session, in the site's own format. Where that is
+    /// recognised per value, like the last value seen; before one was, a pickle that is not compressed, which every
     /// configuration of the built-in backend and every one of django-redis with pickle reads.
     ///
     /// # Errors
-    /// The same as for [`RowCodec::payload`].
+    /// The same as for [`RowCodec::payload`], and [`RowError::Unwritable`].
     pub fn value(&self, session_data: &str) -> Result<Vec<u8>, RowError> {
-        let payload = self.signer.open(session_data)?;
-        let dict = read(&payload)?;
-        pickle::write(&dict).ok_or(RowError::Pickle)
+        let payload = self.payload(session_data)?;
+        let form = self.form();
+        if self.format.serializer == Serializer::Signed {
+            return Ok(form.pack(session_data.as_bytes().to_vec()));
+        }
+        let dict = match self.serializer {
+            SessionSerializer::Pickle if form.serialized == Serialized::Pickle => return Ok(form.pack(payload)),
+            SessionSerializer::Pickle => pickle::parse(payload).map_err(Undecodable::from)?,
+            SessionSerializer::Json => read(&payload)?,
+        };
+        Ok(form.encode(&dict)?)
+    }
+
+    /// How values are written where a row is put back.
+    pub fn form(&self) -> Form {
+        let seen = *self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let usual = seen.unwrap_or(Form {
+            serialized: Serialized::Pickle,
+            compressed: None,
+        });
+        Form {
+            serialized: match self.format.serializer {
+                Serializer::Auto => usual.serialized,
+                Serializer::Pickle => Serialized::Pickle,
+                Serializer::Json | Serializer::Signed => Serialized::Json,
+                Serializer::Msgpack => Serialized::Msgpack,
+            },
+            compressed: match self.format.compression {
+                Compression::Auto => usual.compressed,
+                Compression::None => None,
+                Compression::With(compressor) => Some(compressor),
+            },
+        }
     }
 
     /// Whether the row holds the session that `value` holds.
     pub fn compare(&self, value: &[u8], session_data: &str) -> Comparison {
-        let expected = match self.json(value) {
-            Ok(json) => json,
+        let expected = match self.payload_of(value) {
+            Ok(payload) => payload,
             Err(error) => return Comparison::Unstorable(error),
         };
-        let compared = self
-            .signer
-            .open(session_data)
-            .map_err(RowError::from)
-            .and_then(|payload| {
-                // Rows that Django or we have written from this value are equal as text, and need no parsing.
-                Ok(payload == expected || json::same(&read(&payload)?, &read(&expected)?))
-            });
-        match compared {
+        match self.signer.open(session_data).map_err(RowError::from) {
+            // Rows that Django or we have written from this value are equal as text, and need no parsing.
+            Ok(payload) if payload == expected => Comparison::Same,
+            Ok(payload) => self.compare_payloads(&expected, payload),
+            Err(error) => Comparison::Unreadable(error),
+        }
+    }
+
+    fn compare_payloads(&self, expected: &[u8], payload: Vec<u8>) -> Comparison {
+        let same = match self.serializer {
+            SessionSerializer::Json => read(&payload).and_then(|row| Ok(json::same(&row, &read(expected)?))),
+            SessionSerializer::Pickle => {
+                if let Err(error) = check_pickle(&payload) {
+                    return Comparison::Unreadable(error);
+                }
+                // Two picklers spell the same session in two ways; only what JSON can carry is comparable then.
+                let json =
+                    |pickle: Vec<u8>| Ok::<_, Unstorable>(pickle::parse(pickle).map_err(Undecodable::from)?.to_json()?);
+                match (json(payload), json(expected.to_vec())) {
+                    (Ok(row), Ok(expected)) => read(&row).and_then(|row| Ok(json::same(&row, &read(&expected)?))),
+                    (Err(_), Err(error)) => return Comparison::Unstorable(error),
+                    _ => Ok(false),
+                }
+            }
+        };
+        match same {
             Ok(true) => Comparison::Same,
             Ok(false) => Comparison::Different,
             Err(error) => Comparison::Unreadable(error),
         }
     }
 
-    fn json(&self, value: &[u8]) -> Result<Vec<u8>, Unstorable> {
-        Ok(value::decode_as(value, self.serializer)?.to_json()?)
+    /// What a row of this value carries.
+    fn payload_of(&self, value: &[u8]) -> Result<Vec<u8>, Unstorable> {
+        if self.format.serializer == Serializer::Signed {
+            return Ok(self.signed_payload(value)?);
+        }
+        let (bytes, form) = self.format.unpack(value)?;
+        self.learn(form);
+        match (self.serializer, form.serialized) {
+            (SessionSerializer::Pickle, Serialized::Pickle) => match pickle::parse(bytes.clone()) {
+                Ok(_) | Err(PickleError::Opaque { .. }) => Ok(bytes),
+                Err(error) => Err(Undecodable::from(error).into()),
+            },
+            (SessionSerializer::Pickle, _) => {
+                let (dict, _) = self.format.decode(value)?;
+                // Neither JSON nor msgpack holds what this has no form for.
+                pickle::write(&dict).ok_or(Unstorable::Undecodable(Undecodable::Format))
+            }
+            (SessionSerializer::Json, serialized) => Ok(serialized.parse(bytes)?.to_json()?),
+        }
+    }
+
+    fn signed_payload(&self, value: &[u8]) -> Result<Vec<u8>, Undecodable> {
+        let (bytes, compressed) = self.format.compression.decompress(value)?;
+        let text = std::str::from_utf8(&bytes).map_err(|_| Undecodable::Format)?;
+        let payload = self.signer.open(text).map_err(|_| Undecodable::Signature)?;
+        self.learn(Form {
+            serialized: Serialized::Json,
+            compressed,
+        });
+        match self.serializer {
+            SessionSerializer::Json => json::read(payload.clone(), Charset::Latin1).map(drop)?,
+            SessionSerializer::Pickle => match pickle::parse(payload.clone()) {
+                Ok(_) | Err(PickleError::Opaque { .. }) => {}
+                Err(error) => return Err(error.into()),
+            },
+        }
+        Ok(payload)
+    }
+
+    fn learn(&self, form: Form) {
+        if self.format.serializer == Serializer::Auto || self.format.compression == Compression::Auto {
+            *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = Some(form);
+        }
     }
 }
 
@@ -164,9 +287,21 @@ fn read(payload: &[u8]) -> Result<Dict, RowError> {
     Ok(json::read(payload.to_vec(), Charset::Latin1)?)
 }
 
+/// Whether it is a dictionary's pickle, as far as one can tell without knowing the site's classes.
+fn check_pickle(payload: &[u8]) -> Result<(), RowError> {
+    if payload.first() != Some(&0x80) {
+        return Err(RowError::NotPickle);
+    }
+    match pickle::parse(payload.to_vec()) {
+        Ok(_) | Err(PickleError::Opaque { .. }) => Ok(()),
+        Err(error) => Err(Undecodable::from(error).into()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::session::compress::Compressor;
     use crate::session::signing::DEFAULT_SALT;
 
     /// `{"a": 1, "b": 2}`
@@ -218,6 +353,44 @@ mod tests {
             Err(RowError::Json(JsonError::Syntax { at: 1 }))
         );
         assert_eq!(codec().payload("x"), Err(RowError::Envelope(SigningError::Unsigned)));
+    }
+
+    #[test]
+    fn signed_values_are_read_and_written_with_the_sites_key() {
+        let format = |compression| ValueFormat {
+            serializer: Serializer::Signed,
+            compression,
+        };
+        let site = codec().with_format(format(Compression::With(Compressor::Zlib)));
+        let row = row(r#"{"a":1,"b":2}"#);
+        let value = site.value(&row).unwrap();
+        assert_eq!(site.compare(&value, &row), Comparison::Same);
+        assert_eq!(site.payload(&site.encode(&value, 7).unwrap()), site.payload(&row));
+        let other = RowCodec::new(b"other", &[], DEFAULT_SALT).with_format(format(Compression::Auto));
+        assert_eq!(
+            other.encode(&value, 7),
+            Err(Unstorable::Undecodable(Undecodable::Signature))
+        );
+        assert!(codec().encode(&value, 7).is_err(), "it is nothing that is recognised");
+    }
+
+    #[test]
+    fn a_pickled_row_carries_what_json_cannot_and_nothing_broken() {
+        let site = codec().with_serializer(SessionSerializer::Pickle);
+        // {"a": shop.models.Basket()}
+        let opaque = &b"\x80\x04}\x8c\x01a\x8c\x0bshop.models\x8c\x06Basket\x93)\x81s."[..];
+        let row = site.encode(opaque, 7).unwrap();
+        assert_eq!(site.value(&row).as_deref(), Ok(opaque));
+        assert_eq!(site.compare(opaque, &row), Comparison::Same);
+        assert!(matches!(site.compare(VALUE, &row), Comparison::Different));
+        // The same session from another pickler: protocol 2.
+        let again = site
+            .encode(b"\x80\x02}(X\x01\x00\x00\x00aK\x01X\x01\x00\x00\x00bK\x02u.", 7)
+            .unwrap();
+        assert_eq!(site.compare(VALUE, &again), Comparison::Same);
+        assert!(site.encode(&opaque[..10], 7).is_err());
+        assert_eq!(site.payload(&super::tests::row("{}")), Err(RowError::NotPickle));
+        assert_eq!(codec().payload(&row), Err(RowError::Pickle));
     }
 
     #[test]

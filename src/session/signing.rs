@@ -18,8 +18,8 @@ use hmac::{Hmac, KeyInit, Mac};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
+use super::compress::{DecompressError, inflate};
 use super::object::MAX_VALUE_BYTES;
-use super::value::{InflateError, inflate};
 
 /// The salt of Django's own session stores: the class name `SessionStore`, whatever its module.
 pub const DEFAULT_SALT: &str = "django.contrib.sessions.SessionStore";
@@ -131,8 +131,8 @@ impl Signer {
             // Longer than any row of ours, compressed or not.
             _ if body.len() / 4 > MAX_VALUE_BYTES / 3 => Err(too_large),
             Some(packed) => inflate(Decompress::new(true), &base64(packed)?).map_err(|error| match error {
-                InflateError::Broken => SigningError::Zlib,
-                InflateError::TooLarge => too_large,
+                DecompressError::Broken => SigningError::Zlib,
+                DecompressError::TooLarge => too_large,
             }),
             None => base64(body),
         }

@@ -1,25 +1,91 @@
-//! A Redis value to the dictionary it holds: what compressed it, what serialized it.
+//! A Redis value to the dictionary it holds, and back: what compressed it, what serialized it.
 //!
-//! Every value is looked at on its own, since a site's settings change over its life and old values stay. A format that
-//! is recognised but not read is an error with the format's name; adding one is a line in `COMPRESSORS` and a function.
+//! Every value is looked at on its own, since a site's settings change over its life and old values stay.
 
-use flate2::{Decompress, FlushDecompress, Status};
-
-use super::json::{self, Charset, JsonError};
+use super::compress::{Compressor, DecompressError};
+use super::json::{self, Charset, JsonError, NotJson};
+use super::msgpack::{self, MsgpackError};
 use super::object::{Dict, MAX_VALUE_BYTES};
 use super::pickle::{self, PickleError};
 
 /// What the site's cache backend serializes values with.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Serializer {
-    /// Recognised per value: a JSON object starts with a brace, which no pickle of a dictionary does.
+    /// Recognised per value: the three formats begin differently.
     #[default]
     Auto,
     /// Python's pickle, the default of every backend. Django could not read anything else there, so nothing else is
-    /// read.
+    /// read; the same holds for the others.
     Pickle,
     /// JSON in UTF-8.
     Json,
+    Msgpack,
+    /// Signed like a row. `row::RowCodec`, which has the key, reads and writes it.
+    Signed,
+}
+
+/// What the site's cache backend compresses values with. Whatever it is, values that are not compressed are read: most
+/// backends leave small ones alone, and all but one read them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Compression {
+    /// Recognised per value.
+    #[default]
+    Auto,
+    None,
+    With(Compressor),
+}
+
+/// How the site's cache backend writes values.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ValueFormat {
+    pub serializer: Serializer,
+    pub compression: Compression,
+}
+
+/// How one value was written, as it was recognised.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Form {
+    pub serialized: Serialized,
+    pub compressed: Option<Compressor>,
+}
+
+/// What a value was serialized with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Serialized {
+    Pickle,
+    Json,
+    Msgpack,
+}
+
+impl Serialized {
+    /// The name in the configuration and in messages.
+    pub fn name(self) -> &'static str {
+        match self {
+            Serialized::Pickle => "pickle",
+            Serialized::Json => "json",
+            Serialized::Msgpack => "msgpack",
+        }
+    }
+
+    /// The dictionary in a value that is not compressed.
+    pub(super) fn parse(self, bytes: Vec<u8>) -> Result<Dict, Undecodable> {
+        Ok(match self {
+            Serialized::Pickle => pickle::parse(bytes)?,
+            Serialized::Json => json::read(bytes, Charset::Utf8)?,
+            Serialized::Msgpack => msgpack::read(bytes)?,
+        })
+    }
+
+    /// By the first bytes. A JSON object starts with a brace, which no pickle of a dictionary does.
+    fn recognise(value: &[u8]) -> Option<Serialized> {
+        match value {
+            _ if msgpack::is_dict(value) => Some(Serialized::Msgpack),
+            // PROTO; EMPTY_DICT and MARK DICT, with which protocols 1 and 0 begin.
+            [0x80 | b'}' | b'(', ..] => Some(Serialized::Pickle),
+            _ if value.trim_ascii_start().first() == Some(&b'{') => Some(Serialized::Json),
+            _ => None,
+        }
+    }
 }
 
 /// Why a Redis value was not read as a session. Names types, formats and limits, never what the value holds.
@@ -30,18 +96,18 @@ pub enum Undecodable {
     /// Every backend turns such a value into a number before it looks for anything else.
     #[error("the value is a plain number")]
     Number,
-    #[error("the value is compressed with {format}, which is not read")]
-    Compressor { format: &'static str },
+    #[error("the value is compressed with {format}, which the site's backend would not read")]
+    UnexpectedCompressor { format: &'static str },
     #[error("the value's {format} stream is broken")]
     Compressed { format: &'static str },
     #[error("the value is over the limit of {limit} bytes")]
     TooLarge { limit: usize },
     #[error("the value is in no known format")]
     Format,
-    #[error("the value is json, which the site's serializer would not read")]
-    UnexpectedJson,
-    #[error("the value is a pickle, which the site's serializer would not read")]
-    UnexpectedPickle,
+    #[error("the value is {format}, which the site's serializer would not read")]
+    Unexpected { format: &'static str },
+    #[error("the value is not signed with the site's secret key and salt")]
+    Signature,
     /// A class of the application, or an attack: not plain data either way. The name is the full Python name.
     #[error("the value holds an object of type {type_name}")]
     Opaque { type_name: String },
@@ -51,6 +117,8 @@ pub enum Undecodable {
     Pickle(PickleError),
     #[error(transparent)]
     Json(JsonError),
+    #[error(transparent)]
+    Msgpack(MsgpackError),
 }
 
 impl From<PickleError> for Undecodable {
@@ -72,45 +140,139 @@ impl From<JsonError> for Undecodable {
     }
 }
 
-/// The dictionary in a Redis value, whichever serializer wrote it.
+impl From<MsgpackError> for Undecodable {
+    fn from(error: MsgpackError) -> Undecodable {
+        match error {
+            MsgpackError::NotDict { type_name } => Undecodable::NotDict { type_name },
+            error => Undecodable::Msgpack(error),
+        }
+    }
+}
+
+/// Why a session cannot be written in a format.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unwritable {
+    #[error("pickle has no form here for what it holds")]
+    Pickle,
+    #[error(transparent)]
+    Json(#[from] NotJson),
+    #[error(transparent)]
+    Msgpack(#[from] MsgpackError),
+}
+
+/// The dictionary in a Redis value, whatever wrote it.
 ///
 /// # Errors
 /// [`Undecodable`] says why there is none.
 pub fn decode(value: &[u8]) -> Result<Dict, Undecodable> {
-    decode_as(value, Serializer::Auto)
+    ValueFormat::default().decode(value).map(|(dict, _)| dict)
 }
 
-/// The dictionary in a Redis value of a site whose serializer is known.
-///
-/// # Errors
-/// [`Undecodable`] says why there is none.
-pub fn decode_as(value: &[u8], serializer: Serializer) -> Result<Dict, Undecodable> {
-    if value.len() > MAX_VALUE_BYTES {
-        return Err(Undecodable::TooLarge { limit: MAX_VALUE_BYTES });
+impl ValueFormat {
+    /// The dictionary in a Redis value, and how it was written.
+    ///
+    /// # Errors
+    /// [`Undecodable`] says why there is none.
+    pub fn decode(self, value: &[u8]) -> Result<(Dict, Form), Undecodable> {
+        let (bytes, form) = self.unpack(value)?;
+        Ok((form.serialized.parse(bytes)?, form))
     }
-    match COMPRESSORS.iter().find(|compressor| (compressor.recognise)(value)) {
-        // What is inside is not looked at for another compressor: no backend compresses twice.
-        Some(compressor) => match compressor.decompress {
-            Some(decompress) => deserialize(decompress(value)?, serializer),
-            None => Err(Undecodable::Compressor {
-                format: compressor.format,
-            }),
-        },
-        None => deserialize(value.to_vec(), serializer),
+
+    /// The serialized session, no longer compressed, and how it was written.
+    ///
+    /// # Errors
+    /// [`Undecodable`] where it cannot be one, or where Django would not read it.
+    pub fn unpack(self, value: &[u8]) -> Result<(Vec<u8>, Form), Undecodable> {
+        let (bytes, compressed) = self.compression.decompress(value)?;
+        let recognised = self.recognise(&bytes);
+        let settled = match &recognised {
+            Ok(Serialized::Msgpack) => msgpack::read(bytes.clone()).is_ok(),
+            Ok(_) => true,
+            Err(error) => !matches!(error, Undecodable::Format | Undecodable::Unexpected { .. }),
+        };
+        // Brotli's streams begin with no magic number, and may begin like a dictionary in msgpack.
+        if !settled
+            && compressed.is_none()
+            && self.compression == Compression::Auto
+            && let Ok(plain) = Compressor::Brotli.decompress(&bytes)
+            && let Ok(serialized) = self.recognise(&plain)
+        {
+            let compressed = Some(Compressor::Brotli);
+            return Ok((plain, Form { serialized, compressed }));
+        }
+        Ok((
+            bytes,
+            Form {
+                serialized: recognised?,
+                compressed,
+            },
+        ))
+    }
+
+    fn recognise(self, bytes: &[u8]) -> Result<Serialized, Undecodable> {
+        let expected = match self.serializer {
+            Serializer::Auto => None,
+            Serializer::Pickle => Some(Serialized::Pickle),
+            Serializer::Json | Serializer::Signed => Some(Serialized::Json),
+            Serializer::Msgpack => Some(Serialized::Msgpack),
+        };
+        match Serialized::recognise(bytes) {
+            Some(found) if expected.is_none_or(|expected| expected == found) => Ok(found),
+            Some(found) => Err(Undecodable::Unexpected { format: found.name() }),
+            None if bytes.is_empty() => Err(Undecodable::Empty),
+            None if is_python_int(bytes) => Err(Undecodable::Number),
+            None => Err(Undecodable::Format),
+        }
     }
 }
 
-fn deserialize(value: Vec<u8>, serializer: Serializer) -> Result<Dict, Undecodable> {
-    let json = value.trim_ascii_start().first() == Some(&b'{');
-    match value.first() {
-        None => Err(Undecodable::Empty),
-        // PROTO; EMPTY_DICT and MARK DICT, with which protocols 1 and 0 begin.
-        Some(0x80 | b'}' | b'(') if serializer == Serializer::Json => Err(Undecodable::UnexpectedPickle),
-        Some(0x80 | b'}' | b'(') => Ok(pickle::parse(value)?),
-        _ if json && serializer == Serializer::Pickle => Err(Undecodable::UnexpectedJson),
-        _ if json => Ok(json::read(value, Charset::Utf8)?),
-        _ if is_python_int(&value) => Err(Undecodable::Number),
-        _ => Err(Undecodable::Format),
+impl Compression {
+    /// What was compressed, with what; as it is where it was not. What is inside is not looked at for another
+    /// compressor: no backend compresses twice.
+    pub(super) fn decompress(self, value: &[u8]) -> Result<(Vec<u8>, Option<Compressor>), Undecodable> {
+        if value.len() > MAX_VALUE_BYTES {
+            return Err(Undecodable::TooLarge { limit: MAX_VALUE_BYTES });
+        }
+        match (self, Compressor::recognise(value)) {
+            (Compression::With(Compressor::Brotli), None) => match Compressor::Brotli.decompress(value) {
+                Ok(bytes) => Ok((bytes, Some(Compressor::Brotli))),
+                Err(DecompressError::Broken) => Ok((value.to_vec(), None)),
+                Err(DecompressError::TooLarge) => Err(Undecodable::TooLarge { limit: MAX_VALUE_BYTES }),
+            },
+            (_, None) => Ok((value.to_vec(), None)),
+            (Compression::With(expected), Some(found)) if expected != found => {
+                Err(Undecodable::UnexpectedCompressor { format: found.name() })
+            }
+            (Compression::None, Some(found)) => Err(Undecodable::UnexpectedCompressor { format: found.name() }),
+            (_, Some(found)) => match found.decompress(value) {
+                Ok(bytes) => Ok((bytes, Some(found))),
+                Err(DecompressError::Broken) => Err(Undecodable::Compressed { format: found.name() }),
+                Err(DecompressError::TooLarge) => Err(Undecodable::TooLarge { limit: MAX_VALUE_BYTES }),
+            },
+        }
+    }
+}
+
+impl Form {
+    /// `dict` as a backend of this form would have written it.
+    ///
+    /// # Errors
+    /// [`Unwritable`] where the serializer has no form for what the session holds.
+    pub fn encode(self, dict: &Dict) -> Result<Vec<u8>, Unwritable> {
+        let bytes = match self.serialized {
+            Serialized::Pickle => pickle::write(dict).ok_or(Unwritable::Pickle)?,
+            Serialized::Json => dict.to_json()?,
+            Serialized::Msgpack => msgpack::write(dict)?,
+        };
+        Ok(self.pack(bytes))
+    }
+
+    /// What was serialized already, compressed. A backend that compresses reads whatever is compressed, small values too.
+    pub fn pack(self, bytes: Vec<u8>) -> Vec<u8> {
+        match self.compressed {
+            Some(compressor) => compressor.compress(&bytes),
+            None => bytes,
+        }
     }
 }
 
@@ -129,119 +291,6 @@ fn is_python_int(value: &[u8]) -> bool {
     digits
         .split(|b| *b == b'_')
         .all(|group| !group.is_empty() && group.iter().all(u8::is_ascii_digit))
-}
-
-/// The whole content of one stream, at most [`MAX_VALUE_BYTES`].
-type Decompressor = fn(&[u8]) -> Result<Vec<u8>, Undecodable>;
-
-/// A compressor that a backend may be configured with.
-struct Compressor {
-    format: &'static str,
-    recognise: fn(&[u8]) -> bool,
-    /// `None` where we know the format and do not read it.
-    decompress: Option<Decompressor>,
-}
-
-/// Brotli is missing: its streams begin with no magic number, so such a value is in no known format.
-const COMPRESSORS: [Compressor; 6] = [
-    Compressor {
-        format: "zlib",
-        recognise: is_zlib,
-        decompress: Some(decompress_zlib),
-    },
-    Compressor {
-        format: "gzip",
-        recognise: |v| v.starts_with(b"\x1f\x8b\x08"),
-        decompress: Some(decompress_gzip),
-    },
-    Compressor {
-        format: "lzma",
-        recognise: |v| v.starts_with(b"\xfd7zX"),
-        decompress: None,
-    },
-    Compressor {
-        format: "bz2",
-        recognise: |v| v.starts_with(b"BZh"),
-        decompress: None,
-    },
-    Compressor {
-        format: "lz4",
-        recognise: |v| v.starts_with(b"\x04\x22\x4d\x18"),
-        decompress: None,
-    },
-    Compressor {
-        format: "zstd",
-        recognise: |v| v.starts_with(b"\x28\xb5\x2f\xfd"),
-        decompress: None,
-    },
-];
-
-/// The two bytes of a zlib header: deflate with a 32 KiB window, and a checksum of the header itself.
-fn is_zlib(value: &[u8]) -> bool {
-    matches!(value, [0x78, flags, ..] if (0x7800 | u16::from(*flags)).is_multiple_of(31))
-}
-
-fn decompress_zlib(value: &[u8]) -> Result<Vec<u8>, Undecodable> {
-    inflate(Decompress::new(true), value).map_err(|error| match error {
-        InflateError::Broken => Undecodable::Compressed { format: "zlib" },
-        InflateError::TooLarge => Undecodable::TooLarge { limit: MAX_VALUE_BYTES },
-    })
-}
-
-/// One gzip member. Python writes just one, with no optional header fields but perhaps a name.
-fn decompress_gzip(value: &[u8]) -> Result<Vec<u8>, Undecodable> {
-    use std::io::Read as _;
-
-    let broken = Undecodable::Compressed { format: "gzip" };
-    let mut decoder = flate2::bufread::GzDecoder::new(value);
-    let mut out = Vec::new();
-    // One byte past the limit tells "too large" from "just fits".
-    let limit = MAX_VALUE_BYTES as u64 + 1;
-    if (&mut decoder).take(limit).read_to_end(&mut out).is_err() {
-        return Err(broken);
-    }
-    if out.len() > MAX_VALUE_BYTES {
-        return Err(Undecodable::TooLarge { limit: MAX_VALUE_BYTES });
-    }
-    if decoder.get_ref().is_empty() {
-        Ok(out)
-    } else {
-        Err(broken)
-    }
-}
-
-/// Why a zlib stream was not inflated.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum InflateError {
-    /// Cut short, damaged, or followed by more bytes.
-    Broken,
-    /// More than [`MAX_VALUE_BYTES`] come out.
-    TooLarge,
-}
-
-/// Inflates one whole stream, with no byte before or after it.
-pub(super) fn inflate(mut stream: Decompress, input: &[u8]) -> Result<Vec<u8>, InflateError> {
-    // Sessions compress to about half; the buffer grows when that is wrong.
-    let mut out = Vec::with_capacity((input.len() * 4).clamp(256, MAX_VALUE_BYTES));
-    loop {
-        let consumed = stream.total_in() as usize;
-        let rest = input.get(consumed..).unwrap_or_default();
-        let before = (consumed, out.len());
-        let status = stream.decompress_vec(rest, &mut out, FlushDecompress::None);
-        let status = status.map_err(|_| InflateError::Broken)?;
-        let consumed = stream.total_in() as usize;
-        if out.len() > MAX_VALUE_BYTES {
-            return Err(InflateError::TooLarge);
-        }
-        match status {
-            Status::StreamEnd if consumed == input.len() => return Ok(out),
-            Status::StreamEnd => return Err(InflateError::Broken),
-            _ if out.len() == out.capacity() => out.reserve(out.len().min(MAX_VALUE_BYTES + 1 - out.len()).max(1)),
-            // There is room, and nothing more comes: the stream is cut short.
-            _ if (consumed, out.len()) == before => return Err(InflateError::Broken),
-            _ => {}
-        }
-    }
 }
 
 #[cfg(test)]
@@ -266,35 +315,59 @@ mod tests {
     fn a_value_is_read_only_as_what_the_site_would_read() {
         let (pickle, json) = (&b"\x80\x05}\x94."[..], &b" {}"[..]);
         assert!(decode(pickle).is_ok() && decode(json).is_ok());
-        assert!(decode_as(pickle, Serializer::Pickle).is_ok() && decode_as(json, Serializer::Json).is_ok());
-        assert_eq!(
-            decode_as(pickle, Serializer::Json).unwrap_err(),
-            Undecodable::UnexpectedPickle
-        );
-        assert_eq!(
-            decode_as(json, Serializer::Pickle).unwrap_err(),
-            Undecodable::UnexpectedJson
-        );
+        let msgpack = &b"\x81\xa1a\x01"[..];
+        for (serializer, own) in [
+            (Serializer::Pickle, pickle),
+            (Serializer::Json, json),
+            (Serializer::Msgpack, msgpack),
+        ] {
+            let format = ValueFormat {
+                serializer,
+                ..ValueFormat::default()
+            };
+            for value in [pickle, json, msgpack] {
+                match format.decode(value) {
+                    Ok(_) => assert_eq!(value, own, "{serializer:?}"),
+                    Err(error) => assert!(
+                        matches!(error, Undecodable::Unexpected { .. }),
+                        "{serializer:?} {error}"
+                    ),
+                }
+            }
+        }
         assert_eq!(decode(b"[]").unwrap_err(), Undecodable::Format);
     }
 
     #[test]
-    fn a_stream_that_just_fits_is_read_and_one_byte_more_is_not() {
-        use std::io::Write as _;
-        for (len, fits) in [(MAX_VALUE_BYTES, true), (MAX_VALUE_BYTES + 1, false)] {
-            let bytes = vec![b'.'; len];
-            let mut zlib = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::fast());
-            zlib.write_all(&bytes).unwrap();
+    fn a_value_is_decompressed_only_as_the_site_would() {
+        let plain = &b"\x80\x04}\x94\x8c\x01a\x94K\x01s."[..];
+        let compressors = [Compressor::Zlib, Compressor::Brotli, Compressor::Zstd];
+        for with in compressors {
+            let packed = with.compress(plain);
+            let form = Form {
+                serialized: Serialized::Pickle,
+                compressed: Some(with),
+            };
             assert_eq!(
-                decompress_zlib(&zlib.finish().unwrap()).is_ok_and(|out| out == bytes),
-                fits
+                ValueFormat::default().decode(&packed).map(|(_, form)| form).ok(),
+                Some(form)
             );
-            let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-            gzip.write_all(&bytes).unwrap();
-            assert_eq!(
-                decompress_gzip(&gzip.finish().unwrap()).is_ok_and(|out| out == bytes),
-                fits
-            );
+            for compression in [
+                Compression::None,
+                Compression::With(compressors[0]),
+                Compression::With(Compressor::Brotli),
+            ] {
+                let format = ValueFormat {
+                    compression,
+                    ..ValueFormat::default()
+                };
+                assert_eq!(
+                    format.decode(&packed).is_ok(),
+                    compression == Compression::With(with),
+                    "{with:?} {compression:?}"
+                );
+                assert!(format.decode(plain).is_ok(), "what is not compressed is always read");
+            }
         }
     }
 }

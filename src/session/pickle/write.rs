@@ -1,7 +1,7 @@
 //! What a row holds, as a pickle: the value that Django would have put into the cache for that session.
 //!
-//! Protocol 4, without FRAME and memo: every backend and every Python in use reads it. Only what JSON can carry comes
-//! here, since that is what a row holds.
+//! Protocol 4, without FRAME and memo: every backend and every Python in use reads it. Only what JSON and
+//! msgpack can carry comes here.
 
 use super::super::object::{Dict, Id, Object};
 
@@ -14,7 +14,7 @@ enum Step {
     Op(u8),
 }
 
-/// The pickle of `dict`; `None` where it holds what JSON has no form for.
+/// The pickle of `dict`; `None` where it holds what neither JSON nor msgpack has a form for.
 pub fn write(dict: &Dict) -> Option<Vec<u8>> {
     let heap = &dict.heap;
     let mut out = HEADER.to_vec();
@@ -37,6 +37,7 @@ pub fn write(dict: &Dict) -> Option<Vec<u8>> {
                 out.extend_from_slice(&value.to_be_bytes());
             }
             Object::Str(span) => string(heap.bytes(*span), &mut out),
+            Object::Bytes(span) => bytes(heap.bytes(*span), &mut out),
             Object::Seq { tuple: false, items } => {
                 // EMPTY_LIST, and MARK … APPENDS around the items.
                 out.push(b']');
@@ -95,6 +96,17 @@ fn string(bytes: &[u8], out: &mut Vec<u8>) {
         Ok(len) => out.extend_from_slice(&[0x8c, len]),
         Err(_) => {
             out.push(b'X');
+            out.extend_from_slice(&(bytes.len() as u32).to_le_bytes());
+        }
+    }
+    out.extend_from_slice(bytes);
+}
+
+fn bytes(bytes: &[u8], out: &mut Vec<u8>) {
+    match u8::try_from(bytes.len()) {
+        Ok(len) => out.extend_from_slice(&[b'C', len]),
+        Err(_) => {
+            out.push(b'B');
             out.extend_from_slice(&(bytes.len() as u32).to_le_bytes());
         }
     }
