@@ -12,7 +12,8 @@ Redis cache backend and its own models. Settings are made in-process from the co
     driver.py [settings] serve                         the same and more, one JSON request per line on standard input
 
 Settings: --engine cache|cached_db|db, --cache NAME=URL (several; the first is the default; the name `empty` is always
-there: a cache in this process, emptied before each load), --database URL, --secret KEY.
+there: a cache in this process, emptied before each load), --cache-options JSON (what else these caches have: another
+BACKEND, OPTIONS), --settings JSON (further settings), --database URL, --secret KEY.
 """
 import argparse
 import datetime
@@ -66,6 +67,7 @@ def configure(args):
             "BACKEND": "django.core.cache.backends.redis.RedisCache",
             "LOCATION": url,
             "KEY_PREFIX": args.key_prefix,
+            **json.loads(args.cache_options),
         }
     caches["default"] = caches[args.cache[0].split("=", 1)[0] if args.cache else EMPTY]
     settings.configure(
@@ -83,6 +85,7 @@ def configure(args):
         USE_TZ=args.use_tz,
         TIME_ZONE=args.time_zone,
         DEFAULT_AUTO_FIELD="django.db.models.AutoField",
+        **json.loads(args.settings),
     )
     django.setup()
 
@@ -461,6 +464,56 @@ def fill(engine, cache, count, seed):
     return keys
 
 
+# ------------------------------------------------------------------------------------------------ drawing
+TEXTS = ["", "a", "Zoë", "日本語", "😀", "\x00\x1f\x7f", "</script>", "\u2028", "line\nbreak", '"quoted"\\', "x" * 300]
+
+
+def drawn(dice, plain, depth=0):
+    """Whatever a session may hold; `plain`: what every serializer has a form for."""
+    kind = dice.randrange(11 if depth < 4 else 6)
+    if kind == 0:
+        return dice.choice([None, True, False])
+    if kind == 1:
+        return dice.choice([0, -1, 255, 256, 2**31, -(2**31) - 1, 2**63 - 1, -(2**63), dice.randrange(10**9)])
+    if kind == 2:
+        return dice.choice([0.0, -0.0, 0.1, 1e300, -1e-300, 100.0, float("inf"), float("nan"), dice.random() * 10**6])
+    if kind in (3, 4):
+        return dice.choice(TEXTS)
+    if kind == 5:
+        return "".join(chr(dice.choice([dice.randrange(32, 127), dice.randrange(160, 0xD800), dice.randrange(0x10000, 0x20000)]))
+                       for _ in range(dice.randrange(40)))
+    if kind in (6, 7):
+        return [drawn(dice, plain, depth + 1) for _ in range(dice.randrange(5))]
+    if kind in (8, 9) or plain:
+        return {dice.choice(TEXTS) + str(n): drawn(dice, plain, depth + 1) for n in range(dice.randrange(5))}
+    zone = dice.choice([None, datetime.timezone.utc, datetime.timezone(datetime.timedelta(hours=-5, minutes=-30))])
+    return dice.choice([
+        lambda: tuple(drawn(dice, plain, depth + 1) for _ in range(dice.randrange(5))),
+        lambda: {dice.choice([dice.randrange(9), 1.5, True, None, "1"]): drawn(dice, plain, depth + 1) for _ in range(3)},
+        lambda: dice.randrange(10**30) - 10**29,
+        lambda: datetime.datetime(2026, 1, 2, 3, 4, 5, dice.randrange(10**6), tzinfo=zone),
+        lambda: decimal.Decimal(dice.randrange(10**6)) / 100,
+        lambda: uuid.UUID(int=dice.randrange(2**128)),
+        lambda: {1, 2, dice.randrange(99)},
+        lambda: bytes(dice.randrange(256) for _ in range(dice.randrange(9))),
+    ])()
+
+
+def draw(engine, cache, count, seed, plain):
+    """Sessions as they come back from that cache, which may not be what was put in."""
+    dice = random.Random(seed)
+    answer = []
+    for _ in range(count):
+        session = store(engine, cache)
+        for number in range(dice.randrange(7)):
+            session["key%d" % number] = drawn(dice, plain)
+        if dice.randrange(3) == 0:
+            session.set_expiry(600 + dice.randrange(10**6))
+        session.save()
+        answer.append(load(engine, cache, session.session_key))
+    return answer
+
+
 def answer_one(request):
     do = request.pop("do")
     if do == "migrate":
@@ -473,6 +526,8 @@ def answer_one(request):
         return rows()
     if do == "fill":
         return fill(**request)
+    if do == "draw":
+        return draw(**request)
     if do == "check":
         return check(**request)
     if do == "pickle":
@@ -513,6 +568,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--engine", default="cache", choices=["cache", "cached_db", "db"])
     parser.add_argument("--cache", action="append", default=[], metavar="NAME=URL")
+    parser.add_argument("--cache-options", default="{}")
+    parser.add_argument("--settings", default="{}")
     parser.add_argument("--database", default="")
     parser.add_argument("--secret", default="a key for tests only")
     parser.add_argument("--key-prefix", default="")

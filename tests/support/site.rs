@@ -8,7 +8,7 @@ use std::{
 use sessionferry::status::VerifyState;
 use tempfile::TempDir;
 
-use super::{Django, Hammer, MariaDb, PREFIX, Postgres, Proxy, ProxyOptions, RedisServer, django};
+use super::{Django, Hammer, MariaDb, PREFIX, Postgres, Proxy, ProxyOptions, RedisServer, SECRET, django};
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum DatabaseKind {
@@ -72,10 +72,21 @@ impl Site {
     }
 
     pub fn prepare_with(kind: DatabaseKind, version: &str, source: &[&str], target: &[&str]) -> Site {
+        Site::prepare_django(kind, version, source, target, &[])
+    }
+
+    /// With further arguments of the driver.
+    pub fn prepare_django(
+        kind: DatabaseKind,
+        version: &str,
+        source: &[&str],
+        target: &[&str],
+        settings: &[&str],
+    ) -> Site {
         let database = Database::start(kind);
         let (source, target) = (RedisServer::start(source), RedisServer::start(target));
         let caches = [("source", source.url()), ("target", target.url())];
-        let django = Django::start(version, &caches, &database.url());
+        let django = Django::start_with(version, &caches, &database.url(), SECRET, settings);
         django.migrate();
         Site {
             proxy: None,
@@ -121,12 +132,18 @@ impl Site {
 
     /// Django of that version, with the caches `source`, `target`, `proxy`, on this site's database.
     pub fn django_of(&self, version: &str) -> Django {
+        self.django_with(version, &[], &[])
+    }
+
+    /// The same with further caches, and further arguments of the driver.
+    pub fn django_with(&self, version: &str, more: &[(&str, String)], settings: &[&str]) -> Django {
         let caches = [
             ("proxy", self.proxy().url()),
             ("source", self.source.url()),
             ("target", self.target.url()),
         ];
-        Django::start(version, &caches, &self.database_url())
+        let caches = [&caches, more].concat();
+        Django::start_with(version, &caches, &self.database_url(), SECRET, settings)
     }
 
     pub fn stop_database(&mut self) {
