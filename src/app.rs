@@ -1,5 +1,6 @@
 //! `run` and `check`: the wiring of all rooms, from the configuration to the end.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
@@ -9,9 +10,10 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::check::{Finding, Level, Stops, Subject, preflight};
+use crate::check::{Finding, Level, Stops, Subject, of_source, preflight};
 use crate::clock::now_ms;
 use crate::config::{self, Ack, ClientAuth, Config, DatabaseMode, Listen, OnFlush, OnSourceLoss};
+use crate::init::{self, Plan, Project};
 use crate::journal::{self, Journal};
 use crate::migrate::state::{DataDir, State};
 use crate::migrate::{Controller, Parts};
@@ -148,6 +150,26 @@ pub fn check(config: &Config) -> Result<Vec<Finding>, String> {
         patterns: &setup.patterns,
     };
     Ok(runtime.block_on(preflight(&subject)))
+}
+
+/// `sessionferry init`: asks the project, and the old Redis, where it can be reached.
+///
+/// # Errors
+/// The project cannot be asked, or its sessions cannot be moved.
+pub fn init(project: &Project, target: Option<&str>, listen: &str, secrets: &Path) -> Result<Plan, String> {
+    let probe = project.ask().map_err(|error| error.to_string())?;
+    let mut plan = init::plan(&probe, target, listen, secrets).map_err(|error| error.to_string())?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| format!("cannot start: {error}"))?;
+    if let Ok(endpoint) = Endpoint::parse(plan.source.expose()) {
+        let found = runtime.block_on(of_source(&RedisStore::new(endpoint)));
+        let bad = found.into_iter().filter(|finding| finding.level != Level::Green);
+        plan.warnings
+            .extend(bad.map(|finding| format!("{}: {}", finding.about, finding.detail)));
+    }
+    Ok(plan)
 }
 
 /// `sessionferry restore --to`: puts the rows into the Redis that `config` has as the source, and says what became of them.

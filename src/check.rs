@@ -138,6 +138,13 @@ pub async fn preflight(subject: &Subject<'_>) -> Vec<Finding> {
     findings.0
 }
 
+/// What the old Redis alone says of itself, for who has no other store yet.
+pub async fn of_source(source: &RedisStore) -> Vec<Finding> {
+    let mut findings = Findings::default();
+    redis(&mut findings, "source", source).await;
+    findings.0
+}
+
 async fn redis(findings: &mut Findings, about: &'static str, store: &RedisStore) -> Option<ServerFacts> {
     // INFO may be refused by an ACL; whether the server answers at all is another question.
     let asked = match store.ping().await {

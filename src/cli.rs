@@ -10,6 +10,7 @@ mod settings;
 mod summary;
 
 use std::io::{self, Write};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
@@ -21,6 +22,7 @@ pub use screen::StatusArgs;
 pub use settings::{RowSettings, Settings};
 
 use crate::check::{Finding, Level};
+use crate::init::{Plan, Project};
 use crate::status::{OperationKind, OperationOptions, Restored, Status};
 
 /// The exit codes that the interface promises.
@@ -65,6 +67,8 @@ pub enum Command {
     Run(RunArgs),
     /// Pre-flight: ask every endpoint, check the settings against live keys and rows, change nothing
     Check(CheckArgs),
+    /// Write sessionferry.toml from a Django project's own settings
+    Init(InitArgs),
     #[command(flatten)]
     Remote(Remote),
     /// Print a completion script for a shell
@@ -112,6 +116,85 @@ pub struct CheckArgs {
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,
+}
+
+/// `sessionferry init`.
+#[derive(Args, Debug)]
+pub struct InitArgs {
+    /// The project's manage.py
+    #[arg(long, value_name = "FILE", default_value = "./manage.py")]
+    pub manage: PathBuf,
+    /// The settings module, where manage.py does not say or there is none
+    #[arg(long, value_name = "MODULE")]
+    pub settings: Option<String>,
+    /// The project's Python [default: the virtual environment's that is active or beside manage.py, else python3]
+    #[arg(long, value_name = "FILE")]
+    pub python: Option<PathBuf>,
+    /// The new Redis (redis://…), where it is known already
+    #[arg(long, value_name = "URL")]
+    pub target: Option<String>,
+    /// Where Django will connect instead of the old Redis
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:6380")]
+    pub listen: String,
+    /// The file to write; secrets go into a folder beside it
+    #[arg(long, value_name = "FILE", default_value = "sessionferry.toml")]
+    pub output: PathBuf,
+    /// Write over files that are there
+    #[arg(long)]
+    pub overwrite: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl InitArgs {
+    /// Which project is asked. Without a `manage.py` at the usual place, the settings module alone will do.
+    pub fn project(&self) -> Project {
+        let only_settings = self.settings.is_some() && !self.manage.exists();
+        Project {
+            manage: (!only_settings).then(|| self.manage.clone()),
+            settings: self.settings.clone(),
+            python: self.python.clone(),
+        }
+    }
+
+    /// The folder for secrets.
+    pub fn secrets(&self) -> PathBuf {
+        let beside = std::path::absolute(&self.output).unwrap_or_else(|_| self.output.clone());
+        beside.with_file_name("sessionferry-secrets")
+    }
+}
+
+/// What `init` wrote and found.
+pub fn print_init(args: &InitArgs, plan: &Plan) {
+    if args.json {
+        let steps: Vec<_> = plan
+            .steps
+            .iter()
+            .map(|step| json!({"when": step.when, "diff": step.diff}))
+            .collect();
+        let secrets: Vec<_> = plan.secrets.iter().map(|(name, _)| args.secrets().join(name)).collect();
+        out(
+            &json!({"config": args.output, "secrets": secrets, "warnings": plan.warnings, "settings": steps})
+                .to_string(),
+        );
+        return;
+    }
+    out(&format!("wrote {}", args.output.display()));
+    if !plan.secrets.is_empty() {
+        out(&format!(
+            "wrote {} secret(s) into {}, for your eyes alone",
+            plan.secrets.len(),
+            args.secrets().display()
+        ));
+    }
+    for warning in &plan.warnings {
+        out(&format!("WARN   {warning}"));
+    }
+    out("\nnext: sessionferry check --sessions, then sessionferry run\n\nWhat to change in the project's settings:");
+    for step in &plan.steps {
+        out(&format!("\n# {}\n{}", step.when, step.diff.trim_end()));
+    }
 }
 
 /// `sessionferry cutover` and `rollback`.

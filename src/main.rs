@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use sessionferry::app;
 use sessionferry::check::Level;
-use sessionferry::cli::{self, CheckArgs, Cli, Command, Exit, Remote, RestoreArgs, Settings};
+use sessionferry::cli::{self, CheckArgs, Cli, Command, Exit, InitArgs, Remote, RestoreArgs, Settings};
 use sessionferry::config::{Config, Log, LogFormat};
 use tracing_subscriber::EnvFilter;
 
@@ -15,6 +15,7 @@ fn main() -> ExitCode {
     let exit = match Cli::parse().command {
         Command::Run(args) => with_config(&args.settings, |config| app::run(&config)),
         Command::Check(args) => with_config(&args.settings, |config| check(&config, &args)),
+        Command::Init(args) => init(&args),
         Command::Remote(command) => match &command {
             Remote::Restore(args) if args.to.is_some() => restore(args),
             _ => cli::remote(&command),
@@ -34,6 +35,26 @@ fn check(config: &Config, args: &CheckArgs) -> Result<(), String> {
         Err(format!("{red} of {} checks are red", findings.len()))
     } else {
         Ok(())
+    }
+}
+
+/// A configuration from a project's own settings.
+fn init(args: &InitArgs) -> Exit {
+    let secrets = args.secrets();
+    let made = app::init(&args.project(), args.target.as_deref(), &args.listen, &secrets).and_then(|plan| {
+        sessionferry::init::write(&plan, &args.output, &secrets, args.overwrite)
+            .map(|()| plan)
+            .map_err(|error| error.to_string())
+    });
+    match made {
+        Ok(plan) => {
+            cli::print_init(args, &plan);
+            Exit::Done
+        }
+        Err(reason) => {
+            cli::complain(&format!("init: {reason}"));
+            Exit::Failed
+        }
     }
 }
 

@@ -116,7 +116,8 @@ impl Proxy {
             Some(key) => {
                 command.env("SESSIONFERRY_SECRET_KEY", key);
             }
-            None if options.database != "none" => {
+            // Without a source here, a configuration file says everything.
+            None if options.database != "none" && !options.source.is_empty() => {
                 command.env("SESSIONFERRY_SECRET_KEY", SECRET);
             }
             None => {}
