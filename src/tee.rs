@@ -257,6 +257,16 @@ impl Tee {
         self.writes.set_watched(watched)
     }
 
+    /// The authority refuses to tell of writes.
+    pub fn end_watch(&self) {
+        self.writes.end_watch();
+    }
+
+    /// The authority is about to be asked to tell of all writes.
+    pub fn begin_watch(&self) {
+        self.writes.begin_watch();
+    }
+
     pub fn is_watched(&self) -> bool {
         self.writes.is_watched()
     }
@@ -274,7 +284,7 @@ impl Tee {
     /// Forgets old writes; called now and then.
     pub fn age(&self) {
         for key in self.writes.age() {
-            self.mark(&key, Origin::Repair);
+            self.mark(&key, Origin::Recheck);
         }
     }
 

@@ -9,11 +9,11 @@ use std::{thread::sleep, time::Duration};
 use rand::{SeedableRng, rngs::StdRng, seq::SliceRandom};
 use sessionferry::status::Authority;
 use support::{
-    DatabaseKind, Hammer, SECRET, Site, command, eventually,
+    DatabaseKind, Hammer, Raw, SECRET, Site, command, eventually,
     moving::{Moving, PATIENCE, expect, key},
     proxy::{Answer, binary},
     resp::shown,
-    seed,
+    seed, session,
     site::sessions,
 };
 
@@ -55,6 +55,37 @@ fn nobody_notices_that_the_source_came_back_empty_with_sqlite() {
 #[test]
 fn nobody_notices_that_the_source_came_back_empty_with_postgres() {
     nobody_notices_an_empty_source(DatabaseKind::Postgres);
+}
+
+/// Of two writes at once Redis tells once, so that these sessions are looked at again when they have been quiet: just
+/// while the source is away, which then comes back without them.
+#[test]
+fn what_is_to_be_looked_at_again_is_not_lost_with_the_source() {
+    let mut site = Site::prepare(DatabaseKind::Sqlite);
+    let keys = site.django.fill("source", 200, 3);
+    site.start_proxy(&[]);
+    for kind in ["backfill", "verify"] {
+        site.proxy().done(kind);
+    }
+    let values = sessions(&site.source);
+    let mut client = Raw::connect(&site.proxy().address());
+    for key in &keys {
+        let name = session(key);
+        let words = [b"SET".as_slice(), name.as_bytes(), &values[key].value, b"EX", b"5000"];
+        client.send(&command(&words).repeat(2));
+        client.frames(2);
+    }
+    site.proxy().settle();
+    site.source.stop();
+    sleep(Duration::from_secs(4));
+    site.source.restart_empty();
+    let back = || sessions(&site.source).len() == keys.len();
+    eventually("every session is back", Duration::from_secs(10), back);
+    // And is still there once everything that waited has been looked at.
+    sleep(Duration::from_secs(1));
+    site.proxy().settle();
+    assert!(back(), "{} of {}", sessions(&site.source).len(), keys.len());
+    assert_eq!(site.expect_same_everywhere(), keys.len());
 }
 
 #[test]

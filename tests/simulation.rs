@@ -123,7 +123,8 @@ impl World {
             90..93 => self.bypass(),
             93 => {
                 let key = self.key();
-                self.tee.mark(&key, Origin::Repair);
+                let origin = [Origin::Repair, Origin::Recheck][self.dice.random_range(0..2)];
+                self.tee.mark(&key, origin);
             }
             94..96 => self.backfill(),
             96 => self.retire(),

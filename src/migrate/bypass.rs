@@ -70,7 +70,7 @@ impl Controller {
                     backoff.wait()
                 }
                 End::Refused(error) => {
-                    self.parts.tee.set_watched(false);
+                    self.parts.tee.end_watch();
                     tracing::warn!(%error, "the authority does not tell of writes that bypass the proxy; verify finds them. It would with CLIENT TRACKING (Redis 6 and later, permission +client|tracking), or with notify-keyspace-events set to KA");
                     REFUSED_WAIT
                 }
@@ -82,6 +82,7 @@ impl Controller {
     async fn watch_once(&self, backoff: &mut Backoff) -> End {
         let authority = self.parts.stores.authority();
         let limit = self.parts.stores.authority_store().endpoint().connect_timeout;
+        self.parts.tee.begin_watch();
         let (mut line, mut notices) = match timeout(limit, self.open_watch()).await {
             Ok(Ok(watch)) => watch,
             Ok(Err(end)) => return end,

@@ -23,8 +23,10 @@ pub enum Origin {
     /// A client's write.
     Tee,
     Backfill,
-    /// A comparison with the authority that is to be put right.
+    /// Something else than a client of the proxy has changed it at the authority, or deleted it.
     Repair,
+    /// To be sure. Nothing says that it was changed or deleted.
+    Recheck,
 }
 
 #[derive(Debug)]
@@ -36,6 +38,10 @@ struct Entry {
     since: Instant,
     effect: Effect,
     origin: Origin,
+    /// A look at the authority was asked for since something may have been deleted there.
+    suspect: bool,
+    /// Wanted once more after what is pending has arrived.
+    recheck: bool,
     /// Backfill is reading it, and no delivery has been told of it yet.
     held: bool,
 }
@@ -132,7 +138,7 @@ impl Pending {
     /// Whether a look at the authority is pending for `key`, because something may have been deleted.
     pub fn is_being_repaired(&self, key: &Bytes) -> bool {
         let entry = self.entries.get(key);
-        entry.is_some_and(|entry| entry.effect == Effect::Unknown && entry.origin == Origin::Repair)
+        entry.is_some_and(|entry| entry.effect == Effect::Unknown && entry.suspect)
     }
 
     pub fn is_empty(&self) -> bool {
@@ -160,6 +166,7 @@ impl Pending {
                 let entry = entry.get_mut();
                 let newest = merge(&entry.effect, effect);
                 self.account(Some(&entry.effect), Some(&newest));
+                entry.suspect &= !newest.is_known();
                 entry.effect = newest;
                 entry.version += 1;
                 self.release(key, entry);
@@ -174,6 +181,8 @@ impl Pending {
                     since: Instant::now(),
                     effect,
                     origin: Origin::Tee,
+                    suspect: false,
+                    recheck: false,
                     held: false,
                 });
                 self.enqueue(key.clone());
@@ -249,17 +258,20 @@ impl Pending {
         }
         match self.entries.entry(key.clone()) {
             MapEntry::Occupied(mut entry) => {
-                // A repair was asked for because of what was read: what is under way may be older than that.
-                if origin == Origin::Repair {
-                    let entry = entry.get_mut();
-                    self.account(Some(&entry.effect), None);
-                    entry.effect = Effect::Unknown;
-                    entry.version += 1;
-                    entry.first_seq = entry.first_seq.min(seq);
-                    if entry.origin == Origin::Tee {
-                        entry.origin = origin;
+                let entry = entry.get_mut();
+                match origin {
+                    // What is under way may be older than what the repair is asked for.
+                    Origin::Repair => {
+                        self.account(Some(&entry.effect), None);
+                        entry.effect = Effect::Unknown;
+                        entry.suspect = true;
+                        entry.version += 1;
+                        entry.first_seq = entry.first_seq.min(seq);
+                        self.release(key, entry);
                     }
-                    self.release(key, entry);
+                    // What is under way is the best that is known: should the authority lose it, it would be gone.
+                    Origin::Recheck => entry.recheck = true,
+                    Origin::Tee | Origin::Backfill => {}
                 }
                 false
             }
@@ -274,6 +286,8 @@ impl Pending {
                     since: Instant::now(),
                     effect,
                     origin,
+                    suspect: origin == Origin::Repair,
+                    recheck: false,
                     held,
                 });
                 if !held {
@@ -290,9 +304,7 @@ impl Pending {
             self.account(Some(&entry.effect), None);
             entry.effect = Effect::Unknown;
             entry.version += 1;
-            if entry.origin == Origin::Tee {
-                entry.origin = Origin::Repair;
-            }
+            entry.suspect = true;
             let key = entry.key().clone();
             self.release(&key, &mut entry);
         }
@@ -372,6 +384,9 @@ impl Pending {
                     self.backfilling.fetch_sub(1, Relaxed);
                 }
                 self.delivered.fetch_add(1, Relaxed);
+                if entry.recheck {
+                    self.mark(&taken.key, entry.first_seq, Origin::Recheck);
+                }
             }
             None => {
                 // What waits now has changed since it was taken: a session that never rests is not behind for that.
@@ -487,6 +502,25 @@ mod tests {
         pending.done(&again);
         assert!(pending.is_empty());
         assert_eq!(pending.delivered.load(Relaxed), 1);
+    }
+
+    /// An authority that is lost takes what was only to be read there with it; so nothing known is given up without need.
+    #[test]
+    fn a_look_to_be_sure_gives_up_nothing_and_is_no_sign_of_a_deletion() {
+        let pending = Pending::new(SinkName::Redis, true);
+        pending.push(&KEY, 1, put("a", 1));
+        pending.mark(&KEY, 2, Origin::Recheck);
+        let taken = pending.take(10, 100).remove(0);
+        assert_eq!(taken.effect, put("a", 1));
+        pending.done(&taken);
+        let again = pending.take(10, 100).remove(0);
+        assert_eq!(again.effect, Effect::Unknown);
+        assert!(!pending.is_being_repaired(&KEY));
+        pending.mark(&KEY, 3, Origin::Repair);
+        assert!(pending.is_being_repaired(&KEY));
+        pending.push(&KEY, 4, put("b", 2));
+        pending.mark(&KEY, 5, Origin::Recheck);
+        assert!(!pending.is_being_repaired(&KEY), "a client has written it since");
     }
 
     #[test]
