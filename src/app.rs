@@ -15,7 +15,7 @@ use crate::clock::now_ms;
 use crate::config::{self, Ack, ClientAuth, Config, DatabaseMode, Listen, OnFlush, OnSourceLoss};
 use crate::init::{self, Plan, Project};
 use crate::journal::{self, Journal};
-use crate::migrate::state::{DataDir, State};
+use crate::migrate::state::{self, DataDir, State};
 use crate::migrate::{Controller, Parts};
 use crate::net::Endpoint;
 use crate::net::tls::TlsAcceptor;
@@ -130,7 +130,7 @@ fn value_format(django: &config::Django) -> ValueFormat {
 ///
 /// # Errors
 /// The configuration cannot be used.
-pub fn check(config: &Config) -> Result<Vec<Finding>, String> {
+pub fn check(config: &Config, deep: bool) -> Result<Vec<Finding>, String> {
     let setup = setup(config)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -148,6 +148,8 @@ pub fn check(config: &Config) -> Result<Vec<Finding>, String> {
         table: &config.database.table,
         makes_table: setup.makes_table,
         patterns: &setup.patterns,
+        rows_are_djangos: config.database.mode == DatabaseMode::Verify,
+        deep: deep.then(|| state::digest_key(&config.data_dir).unwrap_or_else(rand::random)),
     };
     Ok(runtime.block_on(preflight(&subject)))
 }
@@ -509,6 +511,8 @@ async fn ask_before_start(config: &Config, setup: &Setup, stores: &Stores, fresh
         table: &config.database.table,
         makes_table: setup.makes_table,
         patterns: &setup.patterns,
+        rows_are_djangos: config.database.mode == DatabaseMode::Verify,
+        deep: None,
     };
     let findings = preflight(&subject).await;
     let (mut reasons, mut warnings) = (Vec::new(), Vec::new());

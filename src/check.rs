@@ -3,28 +3,27 @@
 //! `sessionferry check` prints all of it; `run` asks the same before the first start of a move, so that a wrong
 //! password or SECRET_KEY is found before Django is pointed at the proxy.
 
-use std::collections::BTreeMap;
+mod rights;
+mod sessions;
 
-use bytes::Bytes;
 use serde::Serialize;
+
+pub use self::sessions::other_prefix;
+
+use self::sessions::{live_sessions, strangers};
 
 use crate::clock::now_ms;
 use crate::session::KeyPatterns;
 use crate::session::row::RowCodec;
 use crate::sink::redis::{Role, Tells};
-use crate::sink::{Database, DatabaseErrorKind, RedisStore, ServerFacts, StoreErrorKind, Stored};
+use crate::sink::{Database, DatabaseErrorKind, RedisStore, ServerFacts, StoreErrorKind};
 use crate::tee::Rows;
 
 /// Live sessions and rows that are read.
 const SAMPLE: usize = 1000;
-/// SCAN calls spent on finding them: enough for a few hundred thousand keys of other kinds.
-const MAX_SCANS: usize = 300;
-const SCAN_COUNT: usize = 1000;
 /// Servers' clocks may be apart by this, ms: the stores must agree within 2 s on when a session ends.
 const MAX_SKEW_MS: i64 = 1000;
 const PROBE_KEY: &str = "sessionferry:probe";
-/// What any Django session key holds, whatever prefix and version stand in front of it.
-const ANY_SESSION: &str = "*django.contrib.sessions.*";
 
 /// How bad it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -45,6 +44,19 @@ pub struct Finding {
     pub detail: String,
     #[serde(skip)]
     pub stops: Stops,
+    /// Single sessions that this is about.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub sessions: Vec<Listed>,
+}
+
+/// One session, without its key or value.
+#[derive(Clone, Debug, Serialize)]
+pub struct Listed {
+    /// The keyed digest that logs and the page show.
+    pub session: String,
+    pub reason: String,
+    #[serde(rename = "type")]
+    pub type_name: Option<String>,
 }
 
 /// What a finding means for `run`.
@@ -69,6 +81,10 @@ pub struct Subject<'a> {
     /// A missing table is made (SQLite).
     pub makes_table: bool,
     pub patterns: &'a KeyPatterns,
+    /// Django writes the rows (`database.mode = verify`).
+    pub rows_are_djangos: bool,
+    /// `check --sessions`: look at each session of the sample, at rights and round trips. The key of the digests.
+    pub deep: Option<[u8; 16]>,
 }
 
 #[derive(Default)]
@@ -81,6 +97,7 @@ impl Findings {
             about,
             detail: detail.into(),
             stops: Stops::Nothing,
+            sessions: Vec::new(),
         });
     }
 
@@ -90,7 +107,19 @@ impl Findings {
             about,
             detail: detail.into(),
             stops,
+            sessions: Vec::new(),
         });
+    }
+
+    /// One finding with single sessions, where there are any.
+    fn list(&mut self, sessions: Vec<Listed>) {
+        if sessions.is_empty() {
+            return;
+        }
+        self.add(Level::Yellow, "sessions", "those that no row can carry, by digest:");
+        if let Some(finding) = self.0.last_mut() {
+            finding.sessions = sessions;
+        }
     }
 }
 
@@ -128,6 +157,14 @@ pub async fn preflight(subject: &Subject<'_>) -> Vec<Finding> {
             "database",
             "none is configured: sessions are kept in Redis alone",
         );
+    }
+    if subject.deep.is_some() {
+        for (about, store, facts) in [("source", subject.source, &source), ("target", subject.target, &target)] {
+            if facts.is_some() {
+                rights::rights(&mut findings, about, store, subject.patterns).await;
+                open(&mut findings, about, store);
+            }
+        }
     }
     if source.is_some() {
         live_sessions(&mut findings, subject).await;
@@ -220,6 +257,18 @@ async fn redis(findings: &mut Findings, about: &'static str, store: &RedisStore)
         );
     }
     Some(facts)
+}
+
+/// Whether others on the way can read along.
+fn open(findings: &mut Findings, about: &'static str, store: &RedisStore) {
+    let endpoint = store.endpoint();
+    if !endpoint.tls && !endpoint.is_local() {
+        findings.add(
+            Level::Yellow,
+            about,
+            "sessions go there without encryption: rediss:// is TLS, where the network is not your own",
+        );
+    }
 }
 
 async fn writable(findings: &mut Findings, target: &RedisStore) {
@@ -317,152 +366,5 @@ async fn secret_key(findings: &mut Findings, database: &Database, codec: &RowCod
             "secret_key",
             format!("{bad} of {rows} rows carry a signature of another key: does SECRET_KEY_FALLBACKS lack one?"),
         ),
-    }
-}
-
-/// Up to [`SAMPLE`] session keys; and whether all keys were looked at.
-async fn sample(store: &RedisStore, patterns: &KeyPatterns) -> Result<(Vec<Bytes>, bool), String> {
-    let mut keys = Vec::new();
-    for glob in patterns.scan_globs() {
-        let mut cursor = 0;
-        for _ in 0..MAX_SCANS {
-            let (next, found) = store
-                .scan(cursor, &glob, SCAN_COUNT)
-                .await
-                .map_err(|error| error.to_string())?;
-            keys.extend(found.into_iter().filter(|key| patterns.session_key(key).is_some()));
-            cursor = next;
-            if cursor == 0 || keys.len() >= SAMPLE {
-                break;
-            }
-        }
-        if cursor != 0 {
-            return Ok((keys, false));
-        }
-    }
-    Ok((keys, true))
-}
-
-async fn live_sessions(findings: &mut Findings, subject: &Subject<'_>) {
-    let (keys, all) = match sample(subject.source, subject.patterns).await {
-        Ok(found) => found,
-        Err(error) => {
-            findings.add(
-                Level::Red,
-                "sessions",
-                format!("cannot look for sessions at the source: {error}"),
-            );
-            return;
-        }
-    };
-    if keys.is_empty() {
-        no_sessions(findings, subject, all).await;
-        return;
-    }
-    let stored = match subject.source.read(&keys).await {
-        Ok(stored) => stored,
-        Err(error) => {
-            findings.add(
-                Level::Red,
-                "sessions",
-                format!("cannot read sessions at the source: {error}"),
-            );
-            return;
-        }
-    };
-    let (mut read, mut wrong_type) = (0, 0);
-    let mut unstorable = BTreeMap::<String, u64>::new();
-    for stored in &stored {
-        match stored {
-            Stored::Absent => {}
-            Stored::WrongType => wrong_type += 1,
-            Stored::Value { value, .. } => {
-                read += 1;
-                if let Some(Err(reason)) = subject.rows.map(|rows| rows.codec.encode(value, now_ms() / 1000)) {
-                    *unstorable.entry(reason.to_string()).or_default() += 1;
-                }
-            }
-        }
-    }
-    let more = if all { "" } else { " (a sample)" };
-    findings.add(
-        Level::Green,
-        "sessions",
-        format!("{read} live sessions read at the source{more}"),
-    );
-    if wrong_type > 0 {
-        findings.add(
-            Level::Yellow,
-            "sessions",
-            format!(
-                "{wrong_type} keys look like sessions and are no strings: is django.session_key_patterns too wide?"
-            ),
-        );
-    }
-    for (reason, count) in unstorable {
-        findings.add(
-            Level::Yellow,
-            "sessions",
-            format!(
-                "{count} of {read} sessions cannot be stored in a row ({reason}); they are copied to the target alone"
-            ),
-        );
-    }
-}
-
-/// Nothing matches: what is there instead?
-async fn no_sessions(findings: &mut Findings, subject: &Subject<'_>, all: bool) {
-    let wanted = subject.patterns.scan_globs().join(", ");
-    let other = other_prefix(subject.source).await;
-    let level = if other.is_none() { Level::Yellow } else { Level::Red };
-    let detail = match other {
-        Some(prefix) => format!(
-            "no key at the source matches {wanted}, but others start with {prefix}: set django.key_prefix, \
-             django.key_version and django.engine to match"
-        ),
-        None if all => format!(
-            "no key at the source matches {wanted}: a site without sessions yet, or sessions in another database number \
-             (redis://…/N), or under another prefix"
-        ),
-        None => format!("no key that matches {wanted} was found among many others at the source"),
-    };
-    findings.add(level, "sessions", detail);
-}
-
-/// How Django session keys of any site start there, if some are found: the text up to the engine's name, which is no
-/// secret.
-pub async fn other_prefix(store: &RedisStore) -> Option<String> {
-    const MIDDLE: &str = "django.contrib.sessions.";
-    let (_, found) = store.scan(0, ANY_SESSION, 100 * SCAN_COUNT).await.ok()?;
-    let text = String::from_utf8_lossy(found.first()?).into_owned();
-    let end = text.find(MIDDLE)? + MIDDLE.len();
-    let engine = if text[end..].starts_with("cached_db") {
-        "cached_db"
-    } else {
-        "cache"
-    };
-    Some(format!("{}{engine}", &text[..end]))
-}
-
-/// Sessions at the target that the source does not have.
-async fn strangers(findings: &mut Findings, subject: &Subject<'_>) {
-    let result = async {
-        let (keys, all) = sample(subject.target, subject.patterns).await?;
-        let known = subject.source.exists(&keys).await.map_err(|error| error.to_string())?;
-        Ok::<_, String>((keys.len(), known.iter().filter(|known| !**known).count(), all))
-    };
-    match result.await {
-        Ok((0, _, _)) => findings.add(Level::Green, "target", "holds no sessions yet"),
-        Ok((seen, 0, _)) => findings.add(Level::Green, "target", format!("{seen} sessions there, all known to the source")),
-        Ok((seen, strange, all)) => findings.add(
-            Level::Red,
-            "target",
-            format!(
-                "it holds {strange}{} sessions that the source does not have (of {seen} looked at): another site's, or left from \
-                 an earlier attempt; use an empty Redis or another database number, or delete them there first",
-                if all { "" } else { " or more" }
-            ),
-        ),
-        Err(error) => findings.add(Level::Red, "target", format!("cannot look for sessions there: {error}")),
     }
 }

@@ -110,7 +110,7 @@ pub struct RunArgs {
 pub struct CheckArgs {
     #[command(flatten)]
     pub settings: Settings,
-    /// Read a sample of the sessions too
+    /// Look at each session of a sample, at what the Redis users may do, and at round trips
     #[arg(long)]
     pub sessions: bool,
     /// Print one JSON object
@@ -366,5 +366,8 @@ pub fn print_findings(findings: &[Finding], as_json: bool) {
             Level::Red => "ERROR ",
         };
         out(&format!("{mark} {:<11} {}", finding.about, finding.detail));
+        for session in &finding.sessions {
+            out(&format!("         {}  {}", session.session, session.reason));
+        }
     }
 }

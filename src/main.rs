@@ -28,7 +28,7 @@ fn main() -> ExitCode {
 
 /// The pre-flight: every finding on standard output, and failure where one is red.
 fn check(config: &Config, args: &CheckArgs) -> Result<(), String> {
-    let findings = app::check(config)?;
+    let findings = app::check(config, args.sessions)?;
     cli::print_findings(&findings, args.json);
     let red = findings.iter().filter(|finding| finding.level == Level::Red).count();
     if red > 0 {

@@ -468,7 +468,7 @@ fn a_value_that_is_no_session_harms_nobody() {
     let mut connection = site.proxy().connection();
     let hostile: [&[u8]; 8] = [
         b"",
-        b"\x80",
+        b"\x80\x05",
         b"not a pickle",
         b"\x80\x05\x95\xff\xff\xff\xff\xff\xff\xff\xff}",
         b"cos\nsystem\n(S'touch /tmp/owned-by-a-pickle'\ntR.",

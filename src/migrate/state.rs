@@ -139,6 +139,13 @@ pub struct DataDir {
     pub fresh: bool,
 }
 
+/// The key of the digests that the proxy with this folder shows; `None` where there is none yet. Takes no lock.
+pub fn digest_key(path: &Path) -> Option<[u8; 16]> {
+    let file = path.join("state.json");
+    let bytes = fs::read(&file).ok()?;
+    parse(&file, path, &bytes).ok().map(|state| state.digest_key)
+}
+
 impl DataDir {
     /// Opens and locks the folder, making it where it is missing, and reads what an earlier run left.
     ///

@@ -114,6 +114,16 @@ impl Endpoint {
         Ok(self)
     }
 
+    /// Whether it is on this machine, as far as the URL tells.
+    pub fn is_local(&self) -> bool {
+        match &self.address {
+            Address::Unix(_) => true,
+            Address::Tcp { host, .. } => {
+                host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
+            }
+        }
+    }
+
     /// What makes the connection secure; `None` where it shall be plain.
     ///
     /// # Errors

@@ -174,6 +174,11 @@ impl RowCodec {
         Ok(form.encode(&dict)?)
     }
 
+    /// How this value was written; `None` where it is in no format that the site reads.
+    pub fn form_of(&self, value: &[u8]) -> Option<Form> {
+        self.format.unpack(value).ok().map(|(_, form)| form)
+    }
+
     /// How values are written where a row is put back.
     pub fn form(&self) -> Form {
         let seen = *self.seen.lock().unwrap_or_else(PoisonError::into_inner);

@@ -246,6 +246,20 @@ impl RedisStore {
         Ok(())
     }
 
+    /// Whether the ACL refuses this command; `KEY` in it stands for `key`. Other errors than that are no refusal.
+    pub async fn is_refused(&self, command: &[&str], key: &[u8]) -> Result<bool, StoreError> {
+        let mut pipeline = Pipeline::new();
+        for (number, word) in command.iter().enumerate() {
+            match (number, *word) {
+                (0, name) => drop(pipeline.cmd(name)),
+                (_, "KEY") => drop(pipeline.arg(key)),
+                (_, word) => drop(pipeline.arg(word)),
+            }
+        }
+        let replies = self.exchange("try", &pipeline).await?;
+        Ok(matches!(&replies[..], [Value::ServerError(error)] if error.code() == "NOPERM"))
+    }
+
     /// The id of the server's process; `None` where it tells none.
     pub async fn run_id(&self) -> Result<Option<String>, StoreError> {
         // A connection to a process that is gone is found to be closed.
