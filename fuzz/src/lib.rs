@@ -3,6 +3,8 @@
 
 mod scanners;
 mod session;
+mod values;
 
 pub use scanners::{reply_scanner, request_scanner, split_reads};
 pub use session::session;
+pub use values::{msgpack, pickle, signed, value};

@@ -113,6 +113,61 @@ fn no_split_of_the_bytes_matters() {
     by_lot(100_000, sessionferry_fuzz::split_reads, resp);
 }
 
+/// Bytes of the kept corpus, damaged, so that more than the first byte is reached.
+fn damaged(target: &str, property: Property) {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(target);
+    let mut files: Vec<_> = std::fs::read_dir(folder)
+        .expect("a corpus")
+        .flatten()
+        .map(|file| file.path())
+        .collect();
+    files.sort();
+    let kept: Vec<Vec<u8>> = files
+        .iter()
+        .map(|file| std::fs::read(file).expect("a readable file"))
+        .collect();
+    assert!(kept.len() >= 10, "{target}: {}", kept.len());
+    kept.iter().for_each(|data| property(data));
+    let mut lot = Rng::new(seed());
+    for _ in 0..30_000 {
+        let mut data = kept[lot.below(kept.len())].clone();
+        let other = &kept[lot.below(kept.len())];
+        for _ in 0..=lot.below(3) {
+            let at = lot.below(data.len().max(1));
+            match lot.below(4) {
+                0 if !data.is_empty() => data[at] = lot.below(256) as u8,
+                1 => data.truncate(at),
+                2 if !other.is_empty() => data.insert(at.min(data.len()), other[lot.below(other.len())]),
+                _ => data.extend_from_slice(&other[lot.below(other.len().max(1)).min(other.len())..]),
+            }
+        }
+        if let Err(panic) = std::panic::catch_unwind(|| property(&data)) {
+            eprintln!("with {}", data.escape_ascii());
+            std::panic::resume_unwind(panic);
+        }
+    }
+}
+
+#[test]
+fn pickles_are_read_or_refused_and_come_back() {
+    damaged("pickle", sessionferry_fuzz::pickle);
+}
+
+#[test]
+fn msgpack_is_read_or_refused_and_comes_back() {
+    damaged("msgpack", sessionferry_fuzz::msgpack);
+}
+
+#[test]
+fn rows_are_opened_by_their_signature_alone() {
+    damaged("signed", sessionferry_fuzz::signed);
+}
+
+#[test]
+fn values_of_any_backend_are_read_or_refused_and_come_back() {
+    damaged("value", sessionferry_fuzz::value);
+}
+
 #[test]
 fn no_reply_reaches_the_wrong_client() {
     corpus("session", sessionferry_fuzz::session);
