@@ -11,7 +11,6 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::check::{Finding, Level, Stops, Subject, of_source, preflight};
-use crate::clock::now_ms;
 use crate::config::{self, Ack, ClientAuth, Config, DatabaseMode, Listen, OnFlush, OnSourceLoss};
 use crate::init::{self, Plan, Project};
 use crate::journal::{self, Journal};
@@ -27,7 +26,7 @@ use crate::session::{Compression, Compressor, KeyPatterns, Serializer, SessionSe
 use crate::sink::{Database, DatabaseOptions, RedisStore, StoreErrorKind};
 use crate::status::{Authority, Restored};
 use crate::tee::delivery::{Counters, Delivery, Stores};
-use crate::tee::{Rescue, Restore, Rows, Shield, SinkName, Tee};
+use crate::tee::{Rescue, Restore, Rows, Shield, SinkName, SiteRows, Tee};
 
 /// Threads of the control runtime: delivery, backfill, verify, admin.
 const CONTROL_THREADS: usize = 2;
@@ -46,7 +45,6 @@ struct Setup {
     target: Endpoint,
     patterns: KeyPatterns,
     rows: Option<Arc<Rows>>,
-    makes_table: bool,
 }
 
 fn setup(config: &Config) -> Result<Setup, String> {
@@ -59,46 +57,54 @@ fn setup(config: &Config) -> Result<Setup, String> {
             source.db, target.db
         ));
     }
-    let patterns = KeyPatterns::parse(&config.django.session_key_patterns).map_err(|error| error.to_string())?;
-    let mut makes_table = false;
-    let rows = match (&config.database.url, &config.django.secret_key) {
-        (Some(url), Some(secret_key)) => {
-            let options = DatabaseOptions {
-                table: config.database.table.clone(),
-                use_tz: config.django.use_tz,
-                time_zone: config.django.time_zone,
-            };
-            makes_table = url.expose().trim_start().to_ascii_lowercase().starts_with("sqlite")
-                && config.database.mode == DatabaseMode::Write;
-            let database = Database::open(url.expose(), options).map_err(|error| format!("database.url: {error}"))?;
-            let fallbacks: Vec<Vec<u8>> = config
-                .django
-                .secret_key_fallbacks
-                .iter()
-                .map(|key| key.expose().as_bytes().to_vec())
-                .collect();
-            let codec = RowCodec::new(secret_key.expose().as_bytes(), &fallbacks, &config.django.salt)
-                .with_format(value_format(&config.django))
-                .with_serializer(match config.django.session_serializer {
-                    config::SessionSerializer::Json => SessionSerializer::Json,
-                    config::SessionSerializer::Pickle => SessionSerializer::Pickle,
-                });
-            let cookie_age = config.django.cookie_age.as_secs() as i64;
-            Some(Arc::new(Rows {
-                database,
-                codec,
-                cookie_age,
-            }))
-        }
-        _ => None,
-    };
+    let all: Vec<String> = config
+        .sites
+        .iter()
+        .flat_map(|site| site.django.session_key_patterns.clone())
+        .collect();
+    let patterns = KeyPatterns::parse(&all).map_err(|error| error.to_string())?;
+    let rows = config.sites.iter().filter_map(|site| rows_of(site).transpose());
     Ok(Setup {
         source,
         target,
         patterns,
-        rows,
-        makes_table,
+        rows: Rows::new(rows.collect::<Result<_, String>>()?),
     })
+}
+
+/// A site's rows; `None` where it has no database.
+fn rows_of(site: &config::Site) -> Result<Option<Arc<SiteRows>>, String> {
+    let (django, database) = (&site.django, &site.database);
+    let (Some(url), Some(secret_key)) = (&database.url, &django.secret_key) else {
+        return Ok(None);
+    };
+    let options = DatabaseOptions {
+        table: database.table.clone(),
+        use_tz: django.use_tz,
+        time_zone: django.time_zone,
+    };
+    let are_djangos = database.mode == DatabaseMode::Verify;
+    let is_sqlite = url.expose().trim_start().to_ascii_lowercase().starts_with("sqlite");
+    let fallbacks: Vec<Vec<u8>> = django
+        .secret_key_fallbacks
+        .iter()
+        .map(|key| key.expose().as_bytes().to_vec())
+        .collect();
+    let codec = RowCodec::new(secret_key.expose().as_bytes(), &fallbacks, &django.salt)
+        .with_format(value_format(django))
+        .with_serializer(match django.session_serializer {
+            config::SessionSerializer::Json => SessionSerializer::Json,
+            config::SessionSerializer::Pickle => SessionSerializer::Pickle,
+        });
+    Ok(Some(Arc::new(SiteRows {
+        patterns: KeyPatterns::parse(&django.session_key_patterns).map_err(|error| error.to_string())?,
+        database: Database::open(url.expose(), options).map_err(|error| format!("database.url: {error}"))?,
+        table: database.table.clone(),
+        codec,
+        cookie_age: django.cookie_age.as_secs() as i64,
+        are_djangos,
+        may_be_made: is_sqlite && !are_djangos,
+    })))
 }
 
 /// How the site's cache backend writes values.
@@ -145,10 +151,7 @@ pub fn check(config: &Config, deep: bool) -> Result<Vec<Finding>, String> {
         target: &target,
         before_cutover: true,
         rows: setup.rows.as_deref(),
-        table: &config.database.table,
-        makes_table: setup.makes_table,
         patterns: &setup.patterns,
-        rows_are_djangos: config.database.mode == DatabaseMode::Verify,
         deep: deep.then(|| state::digest_key(&config.data_dir).unwrap_or_else(rand::random)),
     };
     Ok(runtime.block_on(preflight(&subject)))
@@ -254,15 +257,13 @@ async fn serve(config: &Config) -> Result<(), String> {
             config.admin.listen
         )
     })?;
-    warnings.extend(ask_before_start(config, &setup, &stores, data_dir.fresh).await?);
-    if setup.makes_table
-        && let Some(rows) = &setup.rows
-        && rows.database.inspect().await.is_ok_and(|report| !report.exists)
-    {
-        rows.database
-            .create_table()
-            .await
-            .map_err(|error| format!("cannot make the table: {error}"))?;
+    warnings.extend(ask_before_start(&setup, &stores, data_dir.fresh).await?);
+    let sites = setup.rows.iter().flat_map(|rows| rows.sites());
+    for site in sites.filter(|site| site.may_be_made) {
+        if site.database.inspect().await.is_ok_and(|report| !report.exists) {
+            let made = site.database.create_table().await;
+            made.map_err(|error| format!("cannot make the table: {error}"))?;
+        }
     }
     match data_dir.save(&state) {
         Ok(()) => {}
@@ -274,11 +275,12 @@ async fn serve(config: &Config) -> Result<(), String> {
     // What an earlier run had not delivered comes first.
     let recovered = journal::recover(&data_dir.journal()).map_err(|error| error.to_string())?;
     let journal = Arc::new(Journal::open(&data_dir.journal(), &recovered).map_err(|error| error.to_string())?);
-    let writes_rows = setup.rows.is_some() && config.database.mode == DatabaseMode::Write;
+    // Rows that are Django's own need not be written, read or put back: its engine does that by itself.
+    let own_rows = setup.rows.as_ref().and_then(|rows| rows.written());
     let tee = Arc::new(Tee::new(
         setup.patterns.clone(),
         recovered.last_seq + 1,
-        writes_rows,
+        own_rows.is_some(),
         state.digest_key,
     ));
     if state.phase == crate::status::Phase::Finished {
@@ -299,10 +301,8 @@ async fn serve(config: &Config) -> Result<(), String> {
         (Some(cert), Some(key)) => Some(TlsAcceptor::new(cert, key).map_err(|error| format!("client: TLS: {error}"))?),
         _ => None,
     };
-    // Rows that are Django's own need not be read or put back: its engine reads them by itself.
-    let own_rows = setup.rows.clone().filter(|_| writes_rows);
     let rescue = Arc::new(Rescue::new(tee.clone(), stores.clone(), own_rows.clone()));
-    let restore = Arc::new(Restore::new(tee.clone(), stores.clone(), own_rows));
+    let restore = Arc::new(Restore::new(tee.clone(), stores.clone(), own_rows.clone()));
     let shared = Arc::new(Shared {
         tee: tee.clone(),
         rescue: Some(rescue.clone()),
@@ -353,7 +353,7 @@ async fn serve(config: &Config) -> Result<(), String> {
         acks: shared.acks.clone(),
     };
     tasks.spawn(delivery().run_redis(stop.clone()));
-    if let (true, Some(rows)) = (writes_rows, &setup.rows) {
+    if let Some(rows) = &own_rows {
         tasks.spawn(delivery().run_database(rows.clone(), stop.clone()));
     }
     let reachable = Arc::new(AtomicBool::new(false));
@@ -367,7 +367,6 @@ async fn serve(config: &Config) -> Result<(), String> {
             rescue,
             restore,
             rows: setup.rows.clone(),
-            rows_are_djangos: config.database.mode == DatabaseMode::Verify,
             data_dir,
             max_hold: config.cutover.max_hold,
             reachable: reachable.clone(),
@@ -502,16 +501,13 @@ fn same_move(setup: &Setup, data_dir: &DataDir, state: &mut State) -> Result<Vec
 
 /// Before the first start everything must be right; later, what is away now may come back. Answers what an operator
 /// should keep seeing.
-async fn ask_before_start(config: &Config, setup: &Setup, stores: &Stores, fresh: bool) -> Result<Vec<String>, String> {
+async fn ask_before_start(setup: &Setup, stores: &Stores, fresh: bool) -> Result<Vec<String>, String> {
     let subject = Subject {
         source: &stores.source,
         target: &stores.target,
         before_cutover: fresh && stores.authority() == Authority::Source,
         rows: setup.rows.as_deref(),
-        table: &config.database.table,
-        makes_table: setup.makes_table,
         patterns: &setup.patterns,
-        rows_are_djangos: config.database.mode == DatabaseMode::Verify,
         deep: None,
     };
     let findings = preflight(&subject).await;
@@ -588,12 +584,7 @@ async fn ask_stores(stores: Stores, tee: Arc<Tee>, rows: Option<Arc<Rows>>, reac
             }
             let asked = match (sink.name, &rows) {
                 (SinkName::Redis, _) => stores.other_store().ping().await.map_err(|error| error.to_string()),
-                (SinkName::Database, Some(rows)) => rows
-                    .database
-                    .page("~", 1, now_ms())
-                    .await
-                    .map(drop)
-                    .map_err(|error| error.to_string()),
+                (SinkName::Database, Some(rows)) => rows.ping().await.map_err(|error| error.to_string()),
                 (SinkName::Database, None) => Ok(()),
             };
             if let Err(error) = &asked {

@@ -17,7 +17,7 @@ use crate::session::KeyPatterns;
 use crate::session::row::RowCodec;
 use crate::sink::redis::{Role, Tells};
 use crate::sink::{Database, DatabaseErrorKind, RedisStore, ServerFacts, StoreErrorKind};
-use crate::tee::Rows;
+use crate::tee::{Rows, SiteRows};
 
 /// Live sessions and rows that are read.
 const SAMPLE: usize = 1000;
@@ -77,12 +77,7 @@ pub struct Subject<'a> {
     /// The source is the authority: what only the target holds is a surprise.
     pub before_cutover: bool,
     pub rows: Option<&'a Rows>,
-    pub table: &'a str,
-    /// A missing table is made (SQLite).
-    pub makes_table: bool,
     pub patterns: &'a KeyPatterns,
-    /// Django writes the rows (`database.mode = verify`).
-    pub rows_are_djangos: bool,
     /// `check --sessions`: look at each session of the sample, at rights and round trips. The key of the digests.
     pub deep: Option<[u8; 16]>,
 }
@@ -150,7 +145,9 @@ pub async fn preflight(subject: &Subject<'_>) -> Vec<Finding> {
         writable(&mut findings, subject.target).await;
     }
     if let Some(rows) = subject.rows {
-        database(&mut findings, subject, rows).await;
+        for site in rows.sites() {
+            database(&mut findings, site).await;
+        }
     } else {
         findings.add(
             Level::Green,
@@ -278,8 +275,8 @@ async fn writable(findings: &mut Findings, target: &RedisStore) {
     }
 }
 
-async fn database(findings: &mut Findings, subject: &Subject<'_>, rows: &Rows) {
-    let report = match rows.database.inspect().await {
+async fn database(findings: &mut Findings, site: &SiteRows) {
+    let report = match site.database.inspect().await {
         Ok(report) => report,
         Err(error) if error.kind() == DatabaseErrorKind::Auth => {
             findings.stop(
@@ -296,11 +293,11 @@ async fn database(findings: &mut Findings, subject: &Subject<'_>, rows: &Rows) {
         }
     };
     if !report.exists {
-        if subject.makes_table {
+        if site.may_be_made {
             findings.add(
                 Level::Green,
                 "database",
-                format!("{}: the table {} will be made", report.server, subject.table),
+                format!("{}: the table {} will be made", report.server, site.table),
             );
         } else {
             findings.stop(
@@ -309,7 +306,7 @@ async fn database(findings: &mut Findings, subject: &Subject<'_>, rows: &Rows) {
                 format!(
                     "{}: there is no table {}: add django.contrib.sessions to INSTALLED_APPS and run \
                      `manage.py migrate sessions`, or name the right one as database.table",
-                    report.server, subject.table
+                    report.server, site.table
                 ),
             );
         }
@@ -318,7 +315,7 @@ async fn database(findings: &mut Findings, subject: &Subject<'_>, rows: &Rows) {
     findings.add(
         Level::Green,
         "database",
-        format!("{}: the table {} is there", report.server, subject.table),
+        format!("{}: the table {} is there", report.server, site.table),
     );
     for problem in &report.problems {
         findings.stop(Stops::FirstStart, "database", problem.clone());
@@ -326,7 +323,7 @@ async fn database(findings: &mut Findings, subject: &Subject<'_>, rows: &Rows) {
     for note in &report.notes {
         findings.add(Level::Yellow, "database", note.clone());
     }
-    secret_key(findings, &rows.database, &rows.codec).await;
+    secret_key(findings, &site.database, &site.codec).await;
 }
 
 /// Django answers a bad signature with an empty session: a wrong SECRET_KEY would log everyone out in silence.

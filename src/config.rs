@@ -27,7 +27,7 @@ pub use secret::Secret;
 pub(crate) use secret::{read_file as read_secret_file, resolve as resolve_secret};
 pub use types::{
     Ack, Admin, Client, ClientAuth, Compressor, Cutover, Database, DatabaseMode, Django, Engine, Listen, Log,
-    LogFormat, Mirror, OnFlush, OnSourceLoss, Serializer, SessionSerializer, Store, Tee,
+    LogFormat, Mirror, OnFlush, OnSourceLoss, Serializer, SessionSerializer, Site, Store, Tee,
 };
 pub use unsupported::unsupported;
 
@@ -48,17 +48,15 @@ pub struct Config {
     pub listen: Listen,
     pub source: Store,
     pub target: Store,
-    pub database: Database,
     pub admin: Admin,
     pub data_dir: PathBuf,
-    pub django: Django,
+    /// Never empty: without `[[site]]` tables the top level is the one site.
+    pub sites: Vec<Site>,
     pub tee: Tee,
     pub cutover: Cutover,
     pub client: Client,
     pub log: Log,
     pub workers: usize,
-    /// How many `[[site]]` tables there are.
-    pub sites: usize,
     /// What works but is better changed, to be logged at start.
     pub warnings: Vec<String>,
     effective: Vec<String>,
@@ -129,21 +127,19 @@ fn assemble(g: &mut Gather<'_>) -> Config {
     let source = store(g, &SOURCE);
     let target = store(g, &TARGET);
     check_distinct(g, &listen, &source, &target);
-    let database = database(g);
     let admin = admin(g);
     let data_dir = g
         .optional("data_dir", parse::path)
         .unwrap_or_else(|| "./sessionferry-data".into());
-    let django = django(g, &database);
+    let sites = sites(g);
     let client = client(g, &listen);
     Config {
         listen,
         source,
         target,
-        database,
         admin,
         data_dir,
-        django,
+        sites,
         tee: Tee {
             ack: g.optional("tee.ack", Ack::parse).unwrap_or(Ack::Journal),
             mirror: g.optional("tee.mirror", Mirror::parse).unwrap_or(Mirror::Sessions),
@@ -166,10 +162,30 @@ fn assemble(g: &mut Gather<'_>) -> Config {
             .optional("workers", |v| parse::number(v, 1, WORKERS_MAX))
             .map(|n| n as usize)
             .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from)),
-        sites: g.tables("site"),
         warnings: Vec::new(),
         effective: Vec::new(),
     }
+}
+
+fn sites(g: &mut Gather<'_>) -> Vec<Site> {
+    let site = |g: &mut Gather<'_>| {
+        let database = database(g);
+        let django = django(g, &database);
+        Site { django, database }
+    };
+    let mut sites = g.for_each_site(site);
+    if sites.is_empty() {
+        sites.push(site(g));
+    }
+    let mut seen = std::collections::BTreeSet::new();
+    for pattern in sites.iter().flat_map(|site| &site.django.session_key_patterns) {
+        if !seen.insert(pattern) {
+            g.problems.push(format!(
+                "django.session_key_patterns: two sites have the same keys, {pattern}: give each its own (django.key_prefix …)"
+            ));
+        }
+    }
+    sites
 }
 
 /// The names of one Redis's settings: they are the same for both, but for the first part.

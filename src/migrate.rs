@@ -67,8 +67,6 @@ pub struct Parts {
     pub restore: Arc<Restore>,
     /// `None` where no database is configured.
     pub rows: Option<Arc<Rows>>,
-    /// The rows are Django's own (`database.mode = verify`): compared, never written.
-    pub rows_are_djangos: bool,
     pub data_dir: DataDir,
     pub max_hold: Duration,
     /// The authority answered the last ping.

@@ -34,7 +34,7 @@ pub use pending::{Ack, Origin, Pending};
 pub use rescue::Rescue;
 pub use reserved::Reserved;
 pub use restore::Restore;
-pub use rows::Rows;
+pub use rows::{Rows, SiteRows};
 pub use shield::Shield;
 use writes::Writes;
 

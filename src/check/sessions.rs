@@ -8,8 +8,8 @@ use super::{Findings, Level, Listed, SAMPLE, Subject};
 use crate::clock::now_ms;
 use crate::session::{Comparison, KeyPatterns, Unstorable, ValueFormat};
 use crate::sink::{RedisStore, Stored};
-use crate::tee::Rows;
 use crate::tee::digest;
+use crate::tee::{Rows, SiteRows};
 
 /// SCAN calls spent on finding them: enough for a few hundred thousand keys of other kinds.
 const MAX_SCANS: usize = 300;
@@ -85,13 +85,13 @@ pub(super) async fn live_sessions(findings: &mut Findings, subject: &Subject<'_>
     };
     let (mut read, mut wrong_type) = (0, 0);
     let mut unstorable = BTreeMap::<String, u64>::new();
-    for stored in &stored {
+    for (key, stored) in keys.iter().zip(&stored) {
         match stored {
             Stored::Absent => {}
             Stored::WrongType => wrong_type += 1,
             Stored::Value { value, .. } => {
                 read += 1;
-                if let Some(Err(reason)) = subject.rows.map(|rows| rows.codec.encode(value, now_ms() / 1000)) {
+                if let Some(Err(reason)) = site(subject, key).map(|site| site.codec.encode(value, now_ms() / 1000)) {
                     *unstorable.entry(reason.to_string()).or_default() += 1;
                 }
             }
@@ -123,17 +123,17 @@ pub(super) async fn live_sessions(findings: &mut Findings, subject: &Subject<'_>
         );
     }
     if let Some(digest_key) = &subject.deep {
-        written(findings, &stored, subject);
+        written(findings, &keys, &stored, subject);
         let listed = keys.iter().zip(&stored).filter_map(|(key, stored)| {
             let Stored::Value { value, .. } = stored else {
                 return None;
             };
-            let reason = subject.rows?.codec.encode(value, now_ms() / 1000).err()?;
+            let reason = site(subject, key)?.codec.encode(value, now_ms() / 1000).err()?;
             Some(listed(digest(digest_key, key), &reason))
         });
         findings.list(listed.take(LISTED).collect());
         if let Some(rows) = subject.rows {
-            compared(findings, rows, subject, &keys, &stored).await;
+            compared(findings, rows, &keys, &stored).await;
         }
     }
     for (reason, count) in unstorable {
@@ -147,6 +147,11 @@ pub(super) async fn live_sessions(findings: &mut Findings, subject: &Subject<'_>
     }
 }
 
+/// The site of a session, where it has rows.
+fn site<'a>(subject: &Subject<'a>, key: &[u8]) -> Option<&'a SiteRows> {
+    subject.rows?.of(key).map(|(site, _)| site)
+}
+
 fn listed(session: String, reason: &Unstorable) -> Listed {
     Listed {
         session,
@@ -156,14 +161,14 @@ fn listed(session: String, reason: &Unstorable) -> Listed {
 }
 
 /// What the values were serialized and compressed with.
-fn written(findings: &mut Findings, stored: &[Stored], subject: &Subject<'_>) {
+fn written(findings: &mut Findings, keys: &[Bytes], stored: &[Stored], subject: &Subject<'_>) {
     let mut forms = BTreeMap::<String, u64>::new();
-    for stored in stored {
+    for (key, stored) in keys.iter().zip(stored) {
         let Stored::Value { value, .. } = stored else {
             continue;
         };
-        let form = match subject.rows {
-            Some(rows) => rows.codec.form_of(value),
+        let form = match site(subject, key) {
+            Some(site) => site.codec.form_of(value),
             None => ValueFormat::default().unpack(value).ok().map(|(_, form)| form),
         };
         if let Some(form) = form {
@@ -184,12 +189,8 @@ fn written(findings: &mut Findings, stored: &[Stored], subject: &Subject<'_>) {
 }
 
 /// Whether the rows that are there already hold the same.
-async fn compared(findings: &mut Findings, rows: &Rows, subject: &Subject<'_>, keys: &[Bytes], stored: &[Stored]) {
-    let names: Vec<String> = keys
-        .iter()
-        .filter_map(|key| subject.patterns.session_key(key).map(str::to_owned))
-        .collect();
-    let found = match rows.database.fetch(&names).await {
+async fn compared(findings: &mut Findings, rows: &Rows, keys: &[Bytes], stored: &[Stored]) {
+    let found = match rows.fetch(keys).await {
         Ok(found) => found,
         Err(error) => {
             findings.add(
@@ -202,12 +203,12 @@ async fn compared(findings: &mut Findings, rows: &Rows, subject: &Subject<'_>, k
     };
     let (mut same, mut different, mut missing) = (0, 0, 0);
     for (key, stored) in keys.iter().zip(stored) {
-        let (Some(name), Stored::Value { value, .. }) = (subject.patterns.session_key(key), stored) else {
+        let (Some((site, _)), Stored::Value { value, .. }) = (rows.of(key), stored) else {
             continue;
         };
-        match found.get(name).map(|row| rows.codec.compare(value, &row.session_data)) {
+        match found.get(key).map(|row| site.codec.compare(value, &row.session_data)) {
             // No row is to be expected for these.
-            None if rows.codec.encode(value, 0).is_err() => {}
+            None if site.codec.encode(value, 0).is_err() => {}
             None => missing += 1,
             Some(Comparison::Same) => same += 1,
             Some(Comparison::Different | Comparison::Unreadable(_)) => different += 1,
@@ -215,11 +216,12 @@ async fn compared(findings: &mut Findings, rows: &Rows, subject: &Subject<'_>, k
         }
     }
     // Where Django writes the rows they must be there; else backfill makes them.
-    let level = match (subject.rows_are_djangos, different, missing) {
+    let djangos = rows.written().is_none();
+    let level = match (djangos, different, missing) {
         (_, 0, 0) | (false, 0, _) => Level::Green,
         _ => Level::Yellow,
     };
-    let next = match (subject.rows_are_djangos, different) {
+    let next = match (djangos, different) {
         (true, _) => "Django's cached_db writes them",
         (false, 0) => "backfill writes those that are missing",
         (false, _) => "backfill writes them anew",

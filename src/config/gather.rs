@@ -16,11 +16,16 @@ pub const DEFAULT_FILE: &str = "sessionferry.toml";
 /// Settings whose value is itself a table or a list of tables.
 const TABLES: [&str; 2] = ["client.users", "site"];
 
+/// What each site may have for itself.
+const SITE_TABLES: [&str; 2] = ["django.", "database."];
+
 /// Where a value was found.
 enum Origin {
     Flag(&'static str),
     Env(&'static str),
     File(PathBuf),
+    /// The table of one site in a file, counted from 1.
+    Site(PathBuf, usize),
 }
 
 impl fmt::Display for Origin {
@@ -29,6 +34,7 @@ impl fmt::Display for Origin {
             Origin::Flag(flag) => write!(f, "--{flag}"),
             Origin::Env(name) => write!(f, "{name}"),
             Origin::File(path) => write!(f, "{}", path.display()),
+            Origin::Site(path, number) => write!(f, "[[site]] number {number} of {}", path.display()),
         }
     }
 }
@@ -37,6 +43,8 @@ impl fmt::Display for Origin {
 pub(super) struct Gather<'a> {
     inputs: &'a Inputs<'a>,
     file: Option<(PathBuf, BTreeMap<String, Value>)>,
+    /// The site whose settings are asked for: its table goes before everything else.
+    site: Option<(usize, BTreeMap<String, Value>)>,
     /// What is in a file that cannot be read is not known: then nothing is called missing.
     file_failed: bool,
     /// One line per setting, for the log.
@@ -52,6 +60,7 @@ impl<'a> Gather<'a> {
         let mut gather = Gather {
             inputs,
             file: None,
+            site: None,
             file_failed: false,
             settings: Vec::new(),
             problems: Vec::new(),
@@ -89,6 +98,11 @@ impl<'a> Gather<'a> {
     }
 
     fn find(&self, key: &Key) -> Option<(Value, Origin)> {
+        if let (Some((number, values)), Some((path, _))) = (&self.site, &self.file)
+            && let Some(value) = values.get(key.toml)
+        {
+            return Some((value.clone(), Origin::Site(path.clone(), *number)));
+        }
         if let Some(text) = self.inputs.flags.get(key.toml) {
             return Some((Value::String(text.clone()), Origin::Flag(key.flag.unwrap_or(key.toml))));
         }
@@ -232,17 +246,49 @@ impl<'a> Gather<'a> {
         }
     }
 
-    /// How many tables a list of tables has.
-    pub(super) fn tables(&mut self, name: &'static str) -> usize {
-        let key = known(name);
-        match self.find(key) {
-            None => 0,
-            Some((Value::Array(tables), _)) if tables.iter().all(Value::is_table) => tables.len(),
-            Some((_, origin)) => {
+    /// The `[[site]]` tables, each with its settings by their names.
+    fn site_tables(&mut self) -> Vec<BTreeMap<String, Value>> {
+        let key = known("site");
+        let Some((value, origin)) = self.find(key) else {
+            return Vec::new();
+        };
+        let tables = match value {
+            Value::Array(tables) if tables.iter().all(Value::is_table) => tables,
+            _ => {
                 self.problem(key, &origin, "write it as [[site]]");
-                0
+                return Vec::new();
             }
+        };
+        let mut sites = Vec::new();
+        for (number, table) in (1..).zip(tables) {
+            let mut values = BTreeMap::new();
+            if let Value::Table(table) = table {
+                flatten("", table, &mut values);
+            }
+            for name in values.keys() {
+                if Key::find(name).is_none() || !SITE_TABLES.iter().any(|table| name.starts_with(table)) {
+                    self.problems.push(format!(
+                        "[[site]] number {number}: {name} is no setting of a site; django.* and database.* are"
+                    ));
+                }
+            }
+            sites.push(values);
         }
+        sites
+    }
+
+    /// Gathers once for each `[[site]]` table; what a site does not say is taken from outside of it.
+    pub(super) fn for_each_site<T>(&mut self, gather: impl Fn(&mut Self) -> T) -> Vec<T> {
+        let tables = self.site_tables();
+        let gathered = (1..)
+            .zip(tables)
+            .map(|(number, values)| {
+                self.site = Some((number, values));
+                gather(self)
+            })
+            .collect();
+        self.site = None;
+        gathered
     }
 
     /// Notes that a setting without which nothing works is not set, unless it was already found to be bad.

@@ -48,11 +48,11 @@ fn defaults_are_those_of_the_interface() {
     let c = good("");
     assert_eq!(c.listen, Listen::Tcp("127.0.0.1:6380".into()));
     assert_eq!(
-        c.database.url.as_ref().unwrap().expose(),
+        c.sites[0].database.url.as_ref().unwrap().expose(),
         "sqlite://sessionferry.db?mode=rwc"
     );
     assert_eq!(
-        (c.database.mode, c.database.table.as_str()),
+        (c.sites[0].database.mode, c.sites[0].database.table.as_str()),
         (DatabaseMode::Write, "django_session")
     );
     assert_eq!(
@@ -61,11 +61,14 @@ fn defaults_are_those_of_the_interface() {
     );
     assert_eq!(c.data_dir, Path::new("./sessionferry-data"));
     assert_eq!(
-        c.django.session_key_patterns,
+        c.sites[0].django.session_key_patterns,
         [":1:django.contrib.sessions.cache{session_key}"]
     );
-    assert_eq!(c.django.salt, "django.contrib.sessions.SessionStore");
-    assert_eq!((c.django.cookie_age.as_secs(), c.django.use_tz), (1_209_600, true));
+    assert_eq!(c.sites[0].django.salt, "django.contrib.sessions.SessionStore");
+    assert_eq!(
+        (c.sites[0].django.cookie_age.as_secs(), c.sites[0].django.use_tz),
+        (1_209_600, true)
+    );
     assert_eq!(
         (c.tee.ack, c.tee.mirror, c.tee.on_flush),
         (Ack::Journal, Mirror::Sessions, OnFlush::Mirror)
@@ -137,23 +140,26 @@ fn each_good_value_is_taken() {
         );
     }
     assert_eq!(
-        good("database.table = \"legacy.sessions\"").database.table,
+        good("database.table = \"legacy.sessions\"").sites[0].database.table,
         "legacy.sessions"
     );
-    assert_eq!(good("database.mode = \"verify\"").database.mode, DatabaseMode::Verify);
     assert_eq!(
-        good("django.key_version = 3").django.session_key_patterns,
+        good("database.mode = \"verify\"").sites[0].database.mode,
+        DatabaseMode::Verify
+    );
+    assert_eq!(
+        good("django.key_version = 3").sites[0].django.session_key_patterns,
         [":3:django.contrib.sessions.cache{session_key}"]
     );
     let c = good("django.key_prefix = \"shop\"\ndjango.engine = \"cached_db\"");
     assert_eq!(
-        c.django.session_key_patterns,
+        c.sites[0].django.session_key_patterns,
         ["shop:1:django.contrib.sessions.cached_db{session_key}"]
     );
     let c = good("django.session_key_patterns = [\"a/{session_key}\", \"b{session_key}\"]");
-    assert_eq!(c.django.session_key_patterns.len(), 2);
+    assert_eq!(c.sites[0].django.session_key_patterns.len(), 2);
     assert_eq!(
-        good("django.time_zone = \"Europe/Berlin\"").django.time_zone,
+        good("django.time_zone = \"Europe/Berlin\"").sites[0].django.time_zone,
         chrono_tz::Europe::Berlin
     );
     assert_eq!(
@@ -245,11 +251,48 @@ fn each_bad_value_is_refused_with_its_name_and_origin() {
 }
 
 #[test]
+fn each_site_has_its_own_and_the_rest_from_outside() {
+    let text = "django.use_tz = false\n\
+                [[site]]\ndjango.key_prefix = \"shop\"\ndatabase.url = \"sqlite://shop.db\"\n\
+                [[site]]\ndjango = { key_prefix = \"blog\", secret_key = \"b\", use_tz = true }\ndatabase.url = \"none\"\n";
+    let config = good(text);
+    let [shop, blog] = &config.sites[..] else {
+        panic!("{:?}", config.sites);
+    };
+    assert_eq!(
+        shop.django.session_key_patterns,
+        ["shop:1:django.contrib.sessions.cache{session_key}"]
+    );
+    assert_eq!(shop.database.url.as_ref().unwrap().expose(), "sqlite://shop.db");
+    assert_eq!(blog.django.secret_key.as_ref().unwrap().expose(), "b");
+    assert_ne!(shop.django.secret_key.as_ref().unwrap().expose(), "b");
+    assert_eq!((shop.django.use_tz, blog.django.use_tz), (false, true));
+    assert!(blog.database.url.is_none());
+}
+
+#[test]
+fn what_is_wrong_with_a_site_is_said_with_its_number() {
+    let first = "[[site]]\ndjango.key_prefix = \"a\"\n";
+    bad(
+        &format!("{first}[[site]]\ndjango.key_prefix = \"b\"\ntee.ack = \"all\""),
+        &["number 2", "tee.ack"],
+    );
+    bad(
+        &format!("{first}[[site]]\ndjango.key_prefix = \"b\"\ndjango.cookie_age = 0"),
+        &["number 2", "cookie_age"],
+    );
+    bad(
+        &format!("{first}[[site]]\ndjango.key_prefix = \"a\""),
+        &["two sites have the same keys", "a:1:"],
+    );
+    bad("site = 3", &["[[site]]"]);
+}
+
+#[test]
 fn what_is_not_implemented_is_said() {
     for (extra, setting) in [
         ("target.sentinel = [\"a:26379\"]", "target.sentinel"),
         ("target.cluster = true", "target.cluster"),
-        ("[[site]]\ndjango.key_prefix = \"a\"", "[[site]]"),
         ("tee.mirror = \"all\"", "tee.mirror"),
     ] {
         bad(extra, &[setting, "not implemented in this version"]);
@@ -355,7 +398,7 @@ fn all_bad_values_are_named_in_one_go() {
 #[test]
 fn without_a_database_no_secret_key_is_needed() {
     let c = load(&format!("{MINIMAL}database.url = \"none\""), &[], &[]).unwrap();
-    assert!(c.database.url.is_none() && c.django.secret_key.is_none());
+    assert!(c.sites[0].database.url.is_none() && c.sites[0].django.secret_key.is_none());
 }
 
 #[test]
@@ -382,9 +425,14 @@ fn secrets_come_from_files_and_variables() {
         &[("admin.listen", "0.0.0.0:9380")],
     )
     .unwrap();
-    assert_eq!(c.django.secret_key.as_ref().unwrap().expose(), "from-a-file");
+    assert_eq!(c.sites[0].django.secret_key.as_ref().unwrap().expose(), "from-a-file");
     assert_eq!(c.source.url.expose(), "redis://:s3cr3t@old:1/2");
-    let fallbacks: Vec<&str> = c.django.secret_key_fallbacks.iter().map(Secret::expose).collect();
+    let fallbacks: Vec<&str> = c.sites[0]
+        .django
+        .secret_key_fallbacks
+        .iter()
+        .map(Secret::expose)
+        .collect();
     assert_eq!(fallbacks, ["first,with,commas", "second"]);
     let all = format!("{:?}\n{}", c, c.effective().join("\n"));
     for secret in ["from-a-file", "s3cr3t", "first,with", "second", "a-token"] {

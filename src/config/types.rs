@@ -175,6 +175,13 @@ pub struct Admin {
     pub token: Option<Secret>,
 }
 
+/// One Django site.
+#[derive(Clone, Debug)]
+pub struct Site {
+    pub django: Django,
+    pub database: Database,
+}
+
 /// What must be the same as in Django's settings.
 #[derive(Clone, Debug)]
 pub struct Django {

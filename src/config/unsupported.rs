@@ -24,11 +24,6 @@ pub fn unsupported(config: &Config) -> Vec<String> {
             "give a Redis that is no cluster",
         );
     }
-    refuse(
-        config.sites > 0,
-        "[[site]]",
-        "list the keys of all sites in django.session_key_patterns",
-    );
     refuse(config.tee.mirror == Mirror::All, "tee.mirror", "leave it at `sessions`");
     found
 }

@@ -204,7 +204,7 @@ impl Controller {
             .rows
             .as_ref()
             .filter(|_| self.parts.tee.database.is_enabled());
-        rows.map(|rows| rows.database.name().to_owned())
+        rows.map(|rows| rows.name())
     }
 
     /// All that was read is delivered: notes how far that is, for a backfill that goes on there.

@@ -51,7 +51,7 @@ impl Controller {
             }
         }
         if let Some(rows) = &self.parts.rows
-            && let Ok(count) = rows.database.count(now_ms()).await
+            && let Ok(count) = rows.count().await
         {
             self.census.database.store(count, Relaxed);
         }
@@ -85,18 +85,17 @@ impl Controller {
         if let Some(rows) = &self.parts.rows
             && tee.database.is_enabled()
         {
-            let mut after = String::new();
-            loop {
-                let page = rows
-                    .database
-                    .page(&after, PAGE_LEN, now_ms())
-                    .await
-                    .map_err(|error| error.to_string())?;
-                let Some(last) = page.last() else { break };
-                after.clone_from(last);
-                for session_key in &page {
-                    tee.mark_wiped(&tee.patterns.redis_key(session_key).into());
-                    marked += 1;
+            for site in rows.sites() {
+                let mut after = String::new();
+                loop {
+                    let page = site.database.page(&after, PAGE_LEN, now_ms()).await;
+                    let page = page.map_err(|error| error.to_string())?;
+                    let Some(last) = page.last() else { break };
+                    after.clone_from(last);
+                    for session_key in &page {
+                        tee.mark_wiped(&site.patterns.redis_key(session_key).into());
+                        marked += 1;
+                    }
                 }
             }
         }

@@ -20,6 +20,7 @@ use crate::session::key::is_storable;
 use crate::session::row::Comparison;
 use crate::sink::{Row, Stored};
 use crate::status::{Authority, BackfillState, Phase, Verify, VerifyState};
+use crate::tee::SiteRows;
 
 /// Keys compared at once: in the first round many. Later few, so that little changes while they are read; but where so
 /// much differs that it is no coincidence, not so few that it takes for ever.
@@ -189,23 +190,19 @@ impl Controller {
             self.find_extras(keys, Kind::ExtraTarget, &mut found).await?;
         }
         // With `cached_db` a row without a Redis key is an ordinary thing.
-        if let Some(rows) = &self.parts.rows
-            && !self.parts.rows_are_djangos
-        {
+        let sites = self.parts.rows.iter().flat_map(|rows| rows.sites());
+        for site in sites.filter(|site| !site.are_djangos) {
             let mut after = String::new();
             loop {
-                let page = rows
-                    .database
-                    .page(&after, PAGE_LEN, now_ms())
-                    .await
-                    .map_err(|error| error.to_string())?;
+                let page = site.database.page(&after, PAGE_LEN, now_ms()).await;
+                let page = page.map_err(|error| error.to_string())?;
                 let Some(last) = page.last() else { break };
                 after.clone_from(last);
                 seen += page.len() as u64;
                 self.progress(seen, Some(total), "comparing what the database has");
                 let keys = page
                     .iter()
-                    .map(|key| Bytes::from(self.parts.tee.patterns.redis_key(key)))
+                    .map(|key| Bytes::from(site.patterns.redis_key(key)))
                     .collect();
                 self.find_extras(keys, Kind::ExtraDatabase, &mut found).await?;
                 if stop.is_cancelled() {
@@ -286,20 +283,7 @@ impl Controller {
         let authority = parts.stores.authority_store().read(keys).await.map_err(text)?;
         let other = parts.stores.other_store().read(keys).await.map_err(text)?;
         let rows = match &parts.rows {
-            Some(rows) => {
-                let session_keys: Vec<String> = keys
-                    .iter()
-                    .filter_map(|key| tee.patterns.session_key(key))
-                    .filter(|key| is_storable(key))
-                    .map(str::to_owned)
-                    .collect();
-                Some(
-                    rows.database
-                        .fetch(&session_keys)
-                        .await
-                        .map_err(|error| error.to_string())?,
-                )
-            }
+            Some(rows) => Some(rows.fetch(keys).await.map_err(|error| error.to_string())?),
             None => None,
         };
         let again = if careful {
@@ -321,52 +305,49 @@ impl Controller {
             }
             let mut looked = Looked::default();
             looked.differences.extend(compare_redis(&authority[i], &other[i], now));
-            if let Some(rows) = &rows
-                && let Some(session_key) = tee.patterns.session_key(key)
+            if let (Some(all), Some(rows)) = (&parts.rows, &rows)
+                && let Some((site, session_key)) = all.of(key)
                 && is_storable(session_key)
             {
-                let row = rows.get(session_key).filter(|row| row.expire_ms > now);
-                self.compare_row(&authority[i], row, now, &mut looked);
+                let row = rows.get(key).filter(|row| row.expire_ms > now);
+                compare_row(site, &authority[i], row, now, &mut looked);
             }
             looked
         });
         Ok(looked.collect())
     }
+}
 
-    fn compare_row(&self, authority: &Stored, row: Option<&Row>, now: i64, looked: &mut Looked) {
-        let Some(rows) = &self.parts.rows else { return };
-        let kind = match (authority, row) {
-            (Stored::Value { value, deadline }, Some(row)) => {
-                let same_end = match deadline {
-                    Deadline::At(at) => (at - row.expire_ms).abs() <= DEADLINE_TOLERANCE_MS,
-                    Deadline::Never => true,
-                };
-                match rows.codec.compare(value, &row.session_data) {
-                    Comparison::Same if same_end => return,
-                    Comparison::Same | Comparison::Different | Comparison::Unreadable(_) => Kind::DifferentDatabase,
-                    Comparison::Unstorable(_) => {
-                        looked.unstorable = true;
-                        Kind::ExtraDatabase
-                    }
-                }
-            }
-            (Stored::Value { value, deadline }, None) => {
-                if rows.codec.encode(value, now / 1000).is_err() {
+fn compare_row(site: &SiteRows, authority: &Stored, row: Option<&Row>, now: i64, looked: &mut Looked) {
+    let kind = match (authority, row) {
+        (Stored::Value { value, deadline }, Some(row)) => {
+            let same_end = match deadline {
+                Deadline::At(at) => (at - row.expire_ms).abs() <= DEADLINE_TOLERANCE_MS,
+                Deadline::Never => true,
+            };
+            match site.codec.compare(value, &row.session_data) {
+                Comparison::Same if same_end => return,
+                Comparison::Same | Comparison::Different | Comparison::Unreadable(_) => Kind::DifferentDatabase,
+                Comparison::Unstorable(_) => {
                     looked.unstorable = true;
-                    return;
+                    Kind::ExtraDatabase
                 }
-                if ends_soon(*deadline, now) {
-                    return;
-                }
-                Kind::MissingDatabase
             }
-            (_, Some(row)) if row.expire_ms > now + DEADLINE_TOLERANCE_MS && !self.parts.rows_are_djangos => {
-                Kind::ExtraDatabase
+        }
+        (Stored::Value { value, deadline }, None) => {
+            if site.codec.encode(value, now / 1000).is_err() {
+                looked.unstorable = true;
+                return;
             }
-            _ => return,
-        };
-        looked.differences.push(kind);
-    }
+            if ends_soon(*deadline, now) {
+                return;
+            }
+            Kind::MissingDatabase
+        }
+        (_, Some(row)) if row.expire_ms > now + DEADLINE_TOLERANCE_MS && !site.are_djangos => Kind::ExtraDatabase,
+        _ => return,
+    };
+    looked.differences.push(kind);
 }
 
 fn compare_redis(authority: &Stored, other: &Stored, now: i64) -> Option<Kind> {

@@ -117,7 +117,7 @@ impl Rescue {
             return Vec::new();
         };
         keys.retain(|key| !pending.contains(key));
-        let mut sessions = match rows.sessions(&self.tee.patterns, keys).await {
+        let mut sessions = match rows.sessions(keys).await {
             Ok(sessions) => sessions,
             Err(error) => {
                 tracing::debug!(%error, "nor from the database");

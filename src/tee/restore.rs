@@ -198,26 +198,30 @@ impl Restore {
         let Some(rows) = &self.rows else {
             return Ok((total, Ok(())));
         };
-        let (mut before, mut looked_at) = (None, 0);
-        loop {
-            let page = match rows.database.newest(before.as_ref(), BATCH as u32, now_ms()).await {
-                Ok(page) => page,
-                Err(error) => return Ok((total, Err(error.to_string()))),
-            };
-            let keys: Vec<Bytes> = page
-                .iter()
-                .map(|place| self.tee.patterns.redis_key(&place.session_key).into())
-                .collect();
-            before = page.into_iter().last();
-            if before.is_none() {
-                return Ok((total, Ok(())));
-            }
-            looked_at += keys.len() as u64;
-            total += self.put_back(&keys).await?;
-            if !goes_on(looked_at) {
-                return Ok((total, Ok(())));
+        let mut looked_at = 0;
+        for site in rows.sites() {
+            let mut before = None;
+            loop {
+                let page = match site.database.newest(before.as_ref(), BATCH as u32, now_ms()).await {
+                    Ok(page) => page,
+                    Err(error) => return Ok((total, Err(error.to_string()))),
+                };
+                let keys: Vec<Bytes> = page
+                    .iter()
+                    .map(|place| site.patterns.redis_key(&place.session_key).into())
+                    .collect();
+                before = page.into_iter().last();
+                if before.is_none() {
+                    break;
+                }
+                looked_at += keys.len() as u64;
+                total += self.put_back(&keys).await?;
+                if !goes_on(looked_at) {
+                    return Ok((total, Ok(())));
+                }
             }
         }
+        Ok((total, Ok(())))
     }
 
     /// The sessions under `keys` as the other stores have them, and which of them come from rows.
@@ -267,7 +271,7 @@ impl Restore {
         let (Some(rows), count) = (&self.rows, keys.len() as u64) else {
             return;
         };
-        let sessions = match rows.sessions(&self.tee.patterns, keys).await {
+        let sessions = match rows.sessions(keys).await {
             Ok(sessions) => sessions,
             Err(error) => {
                 tracing::debug!(%error, "nothing can be put back from the database");

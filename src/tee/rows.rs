@@ -1,25 +1,41 @@
-//! How sessions become rows, and rows sessions.
+//! How sessions become rows, and rows sessions: each site's in its own way, in its own table.
+
+use std::collections::HashMap;
+use std::sync::Arc;
 
 use bytes::Bytes;
 
+use crate::clock::now_ms;
 use crate::session::key::is_storable;
 use crate::session::row::{RowCodec, RowError};
 use crate::session::{Deadline, KeyPatterns};
-use crate::sink::{Database, DatabaseError};
+use crate::sink::{Database, DatabaseError, Row};
 
-/// The database, and what Django writes into it.
-pub struct Rows {
+/// One site's rows: where they are, and what Django writes into them.
+pub struct SiteRows {
+    /// What the site's Redis keys look like.
+    pub patterns: KeyPatterns,
     pub database: Database,
+    /// The table's name.
+    pub table: String,
     pub codec: RowCodec,
     /// Seconds that a session without an expiry gets in its row.
     pub cookie_age: i64,
+    /// Django's `cached_db` writes them: they are compared, and never written.
+    pub are_djangos: bool,
+    /// It may be made where it is missing.
+    pub may_be_made: bool,
 }
 
-impl std::fmt::Debug for Rows {
+impl std::fmt::Debug for SiteRows {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Rows({:?})", self.database)
+        write!(f, "SiteRows({:?})", self.database)
     }
 }
+
+/// The rows of all sites that have any.
+#[derive(Clone, Debug, Default)]
+pub struct Rows(Vec<Arc<SiteRows>>);
 
 /// A session as its row has it, expired or not.
 #[derive(Debug)]
@@ -32,37 +48,95 @@ pub enum FromRow {
 }
 
 impl Rows {
+    /// `None` where no site has rows.
+    pub fn new(sites: Vec<Arc<SiteRows>>) -> Option<Arc<Rows>> {
+        (!sites.is_empty()).then(|| Arc::new(Rows(sites)))
+    }
+
+    pub fn sites(&self) -> &[Arc<SiteRows>] {
+        &self.0
+    }
+
+    /// Those that are ours to write; `None` where there are none.
+    pub fn written(&self) -> Option<Arc<Rows>> {
+        Rows::new(self.0.iter().filter(|site| !site.are_djangos).cloned().collect())
+    }
+
+    /// The site that a Redis key belongs to, by its place, and the session's own key there.
+    pub fn place<'a>(&self, key: &'a [u8]) -> Option<(usize, &'a str)> {
+        let sites = self.0.iter().enumerate();
+        sites
+            .filter_map(|(place, site)| Some((place, site.patterns.session_key(key)?)))
+            .next()
+    }
+
+    /// The same with the site itself.
+    pub fn of<'a>(&self, key: &'a [u8]) -> Option<(&SiteRows, &'a str)> {
+        self.place(key)
+            .map(|(place, session_key)| (&*self.0[place], session_key))
+    }
+
+    /// The databases' names, without secrets.
+    pub fn name(&self) -> String {
+        let names: Vec<&str> = self.0.iter().map(|site| site.database.name()).collect();
+        names.join(", ")
+    }
+
+    /// How many rows have not expired, in all tables.
+    pub async fn count(&self) -> Result<u64, DatabaseError> {
+        let mut count = 0;
+        for site in &self.0 {
+            count += site.database.count(now_ms()).await?;
+        }
+        Ok(count)
+    }
+
+    /// Whether all databases answer.
+    pub async fn ping(&self) -> Result<(), DatabaseError> {
+        for site in &self.0 {
+            site.database.page("~", 1, now_ms()).await?;
+        }
+        Ok(())
+    }
+
+    /// The rows of these Redis keys that there are, those that have expired as well.
+    pub async fn fetch(&self, keys: &[Bytes]) -> Result<HashMap<Bytes, Row>, DatabaseError> {
+        let mut wanted: Vec<HashMap<String, Bytes>> = vec![HashMap::new(); self.0.len()];
+        for key in keys {
+            if let Some((place, session_key)) = self.place(key)
+                && is_storable(session_key)
+            {
+                wanted[place].insert(session_key.to_owned(), key.clone());
+            }
+        }
+        let mut found = HashMap::with_capacity(keys.len());
+        for (site, mut wanted) in self.0.iter().zip(wanted) {
+            let names: Vec<String> = wanted.keys().cloned().collect();
+            let rows = site.database.fetch(&names).await?;
+            found.extend(
+                rows.into_iter()
+                    .filter_map(|(name, row)| Some((wanted.remove(&name)?, row))),
+            );
+        }
+        Ok(found)
+    }
+
     /// What the rows say of the sessions under these Redis keys.
-    pub async fn sessions(
-        &self,
-        patterns: &KeyPatterns,
-        keys: Vec<Bytes>,
-    ) -> Result<Vec<(Bytes, FromRow)>, DatabaseError> {
-        let named: Vec<(Bytes, Option<String>)> = keys
-            .into_iter()
-            .map(|key| {
-                let storable = patterns
-                    .session_key(&key)
-                    .filter(|session_key| is_storable(session_key));
-                let session_key = storable.map(str::to_owned);
-                (key, session_key)
-            })
-            .collect();
-        let wanted: Vec<String> = named
-            .iter()
-            .filter_map(|(_, session_key)| session_key.clone())
-            .collect();
-        let rows = self.database.fetch(&wanted).await?;
-        let read = |session_key: Option<String>| match session_key.and_then(|key| rows.get(&key)) {
-            None => FromRow::Absent,
-            Some(row) => match self.codec.value(&row.session_data) {
+    pub async fn sessions(&self, keys: Vec<Bytes>) -> Result<Vec<(Bytes, FromRow)>, DatabaseError> {
+        let rows = self.fetch(&keys).await?;
+        let read = |key: &Bytes| match (rows.get(key), self.of(key)) {
+            (Some(row), Some((site, _))) => match site.codec.value(&row.session_data) {
                 Ok(value) => FromRow::Value(value.into(), Deadline::At(row.expire_ms)),
                 Err(error) => FromRow::Unreadable(error),
             },
+            _ => FromRow::Absent,
         };
-        Ok(named
+        Ok(keys
             .into_iter()
-            .map(|(key, session_key)| (key, read(session_key)))
+            .map(|key| {
+                let row = read(&key);
+                (key, row)
+            })
             .collect())
     }
 }

@@ -8,11 +8,10 @@ use tokio::task::spawn_blocking;
 
 use super::{Delivery, State, Taken};
 use crate::clock::now_ms;
-use crate::session::KeyPatterns;
 use crate::session::expiry::expire_ms;
 use crate::session::key::is_storable;
 use crate::sink::{DatabaseError, DatabaseErrorKind, Row};
-use crate::tee::Rows;
+use crate::tee::{Rows, SiteRows};
 
 /// Sessions in one transaction.
 pub(super) const TRANSACTION: usize = 1000;
@@ -36,14 +35,15 @@ struct Work {
     rejected: u64,
 }
 
-/// Makes the rows.
-fn prepare(rows: &Rows, patterns: &KeyPatterns, sessions: Vec<(Bytes, State)>) -> Work {
+/// Makes the rows: what is to be done at each site.
+fn prepare(rows: &Rows, sessions: Vec<(Bytes, State)>) -> Vec<Work> {
     let now = now_ms();
-    let mut work = Work::default();
+    let mut works: Vec<Work> = rows.sites().iter().map(|_| Work::default()).collect();
     for (key, state) in sessions {
-        let Some(session_key) = patterns.session_key(&key).map(str::to_owned) else {
+        let Some((place, session_key)) = rows.place(&key).map(|(place, name)| (place, name.to_owned())) else {
             continue;
         };
+        let (site, work) = (&rows.sites()[place], &mut works[place]);
         if !is_storable(&session_key) {
             work.rejected += 1;
             continue;
@@ -53,13 +53,13 @@ fn prepare(rows: &Rows, patterns: &KeyPatterns, sessions: Vec<(Bytes, State)>) -
             work.deletes.push(session_key);
             continue;
         };
-        match rows.codec.encode(&value, now.div_euclid(1000)) {
+        match site.codec.encode(&value, now.div_euclid(1000)) {
             Ok(session_data) => {
                 work.well.push(key);
                 work.upserts.push(Row {
                     session_key,
                     session_data,
-                    expire_ms: expire_ms(deadline, now, rows.cookie_age),
+                    expire_ms: expire_ms(deadline, now, site.cookie_age),
                 });
             }
             Err(reason) => {
@@ -69,22 +69,22 @@ fn prepare(rows: &Rows, patterns: &KeyPatterns, sessions: Vec<(Bytes, State)>) -
             }
         }
     }
-    work
+    works
 }
 
 impl Delivery {
     pub(super) async fn write_database(&self, rows: &Arc<Rows>, states: &[(&Taken, State)]) -> Result<(), String> {
         let prepared = |part: &[(&Taken, State)]| {
-            let (rows, patterns) = (rows.clone(), self.tee.patterns.clone());
+            let rows = rows.clone();
             let sessions: Vec<(Bytes, State)> = part
                 .iter()
                 .map(|(taken, state)| (taken.key.clone(), state.clone()))
                 .collect();
             async move {
                 if sessions.len() <= FEW {
-                    return Ok(prepare(&rows, &patterns, sessions));
+                    return Ok(prepare(&rows, sessions));
                 }
-                let work = spawn_blocking(move || prepare(&rows, &patterns, sessions)).await;
+                let work = spawn_blocking(move || prepare(&rows, sessions)).await;
                 work.map_err(|error| format!("making rows: {error}"))
             }
         };
@@ -99,7 +99,17 @@ impl Delivery {
         self.carry_out(rows, work).await
     }
 
-    async fn carry_out(&self, rows: &Rows, work: Work) -> Result<(), String> {
+    /// At every site, also where another one's database is away; what failed is answered then.
+    async fn carry_out(&self, rows: &Rows, works: Vec<Work>) -> Result<(), String> {
+        let mut outcome = Ok(());
+        for (site, work) in rows.sites().iter().zip(works) {
+            let done = self.carry_out_at(site, work).await;
+            outcome = outcome.and(done);
+        }
+        outcome
+    }
+
+    async fn carry_out_at(&self, site: &SiteRows, work: Work) -> Result<(), String> {
         self.counters.rejected.fetch_add(work.rejected, Relaxed);
         for key in &work.well {
             self.counters.unstorable.remove(key);
@@ -107,26 +117,26 @@ impl Delivery {
         for (key, reason) in &work.unstorable {
             self.note_unstorable(key, reason);
         }
-        self.apply_rows(rows, work.upserts, &work.deletes).await
+        self.apply_rows(site, work.upserts, &work.deletes).await
     }
 
     /// Writes the rows; one that the database refuses is found and counted, so that it does not hold up the others.
-    async fn apply_rows(&self, rows: &Rows, upserts: Vec<Row>, deletes: &[String]) -> Result<(), String> {
+    async fn apply_rows(&self, site: &SiteRows, upserts: Vec<Row>, deletes: &[String]) -> Result<(), String> {
         let text = |error: DatabaseError| error.to_string();
-        match rows.database.apply(&upserts, deletes).await {
+        match site.database.apply(&upserts, deletes).await {
             Ok(()) => return Ok(()),
             Err(error) if error.kind() != DatabaseErrorKind::Rejected => return Err(text(error)),
             Err(_) => {}
         }
-        rows.database.apply(&[], deletes).await.map_err(text)?;
+        site.database.apply(&[], deletes).await.map_err(text)?;
         for row in upserts {
-            match rows.database.apply(std::slice::from_ref(&row), &[]).await {
+            match site.database.apply(std::slice::from_ref(&row), &[]).await {
                 Ok(()) => {}
                 Err(error) if error.kind() == DatabaseErrorKind::Rejected => {
-                    tracing::warn!(session = self.tee.digest(&self.tee.patterns.redis_key(&row.session_key)), %error, "the database refuses this row");
+                    tracing::warn!(session = self.tee.digest(&site.patterns.redis_key(&row.session_key)), %error, "the database refuses this row");
                     self.counters.rejected.fetch_add(1, Relaxed);
                     // No row is better than the row of an older state.
-                    rows.database.apply(&[], &[row.session_key]).await.map_err(text)?;
+                    site.database.apply(&[], &[row.session_key]).await.map_err(text)?;
                 }
                 Err(error) => return Err(text(error)),
             }
