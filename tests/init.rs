@@ -149,9 +149,16 @@ fn moves(project: &DjangoProject, target: &str, location: impl Fn(&str) -> Strin
         let env = [&[("SITE_KEYS", keys.as_str()), ("SITE_LOCATION", &new)], more].concat();
         assert_eq!(project.sessions(READ, &env), all, "{more:?}");
     };
-    // Both ends that people want: the new Redis as it is, and the table.
+    // Whichever end people want: the new Redis as it is, or the table, with Redis in front of it or without.
+    proxy.done("finish");
     read(&[]);
-    read(&[("SITE_ENGINE", "django.contrib.sessions.backends.db")]);
+    drop(proxy);
+    for engine in ["cached_db", "db"] {
+        let engine = format!("django.contrib.sessions.backends.{engine}");
+        read(&[("SITE_ENGINE", &engine)]);
+        let more = project.sessions(MAKE, &[("SITE_ENGINE", &engine), ("SITE_LOCATION", &new)]);
+        assert_eq!(more.len(), 30, "and it goes on from there");
+    }
     (answer, text)
 }
 
