@@ -26,8 +26,12 @@ fn rows(c: &mut Criterion) {
     let row = codec.encode(&value, 1_768_478_400).unwrap();
     let mut group = c.benchmark_group("rows");
     group.throughput(Throughput::Elements(1));
-    group.bench_function("encode", |b| b.iter(|| codec.encode(black_box(&value), 1_768_478_400).unwrap()));
-    group.bench_function("compare", |b| b.iter(|| codec.compare(black_box(&value), black_box(&row))));
+    group.bench_function("encode", |b| {
+        b.iter(|| codec.encode(black_box(&value), 1_768_478_400).unwrap())
+    });
+    group.bench_function("compare", |b| {
+        b.iter(|| codec.compare(black_box(&value), black_box(&row)))
+    });
     group.bench_function("value", |b| b.iter(|| codec.value(black_box(&row)).unwrap()));
     group.finish();
 }

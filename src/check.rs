@@ -147,6 +147,11 @@ pub async fn preflight(subject: &Subject<'_>) -> Vec<Finding> {
     if let Some(rows) = subject.rows {
         for site in rows.sites() {
             database(&mut findings, site).await;
+            if subject.deep.is_some() {
+                let next = "rows arrive that much later, and a cutover holds clients for as long";
+                let ask = async || site.database.page("~", 1, now_ms()).await.is_ok();
+                rights::round_trips(&mut findings, "database", next, ask).await;
+            }
         }
     } else {
         findings.add(

@@ -54,6 +54,7 @@ fn what_no_row_can_carry_is_named_by_digest_reason_and_type_before_the_move() {
         found(&findings, about, "may do all that a move needs");
         found(&findings, about, "a round trip takes");
     }
+    found(&findings, "database", "a round trip takes");
     let said = json!(findings).to_string();
     for secret in ["tell nobody", kept.as_str(), &"u".repeat(32)] {
         assert!(!said.contains(secret), "{secret} is shown: {said}");

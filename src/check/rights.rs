@@ -39,7 +39,7 @@ const USEFUL: &[(&[&str], &str)] = &[
 
 /// Round trips that are measured.
 const PINGS: usize = 20;
-/// Django waits for one with each command.
+/// Longer is worth a word.
 const SLOW: Duration = Duration::from_millis(5);
 
 /// Tries everything, and measures round trips.
@@ -83,25 +83,26 @@ pub(super) async fn rights(findings: &mut Findings, about: &'static str, store: 
             );
         }
     }
+    let next = "Django waits for one with each command; put the proxy nearer";
+    round_trips(findings, about, next, async || store.ping().await.is_ok()).await;
+}
+
+/// How long an answer takes: the median of a few.
+pub(super) async fn round_trips(findings: &mut Findings, about: &'static str, next: &str, ask: impl AsyncFn() -> bool) {
     let mut trips = Vec::with_capacity(PINGS);
     for _ in 0..PINGS {
         let began = Instant::now();
-        if store.ping().await.is_err() {
+        if !ask().await {
             return;
         }
         trips.push(began.elapsed());
     }
     trips.sort_unstable();
     let trip = trips[PINGS / 2];
-    let level = if trip > SLOW { Level::Yellow } else { Level::Green };
-    let next = if trip > SLOW {
-        ": Django waits for one with each command; put the proxy nearer"
+    let took = format!("a round trip takes {:.1} ms", trip.as_secs_f64() * 1e3);
+    if trip > SLOW {
+        findings.add(Level::Yellow, about, format!("{took}: {next}"));
     } else {
-        ""
-    };
-    findings.add(
-        level,
-        about,
-        format!("a round trip takes {:.1} ms{next}", trip.as_secs_f64() * 1e3),
-    );
+        findings.add(Level::Green, about, took);
+    }
 }

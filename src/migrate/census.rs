@@ -88,14 +88,13 @@ impl Controller {
             for site in rows.sites() {
                 let mut after = String::new();
                 loop {
-                    let page = site.database.page(&after, PAGE_LEN, now_ms()).await;
-                    let page = page.map_err(|error| error.to_string())?;
-                    let Some(last) = page.last() else { break };
-                    after.clone_from(last);
-                    for session_key in &page {
-                        tee.mark_wiped(&site.patterns.redis_key(session_key).into());
-                        marked += 1;
+                    let keys = site.page(&mut after, PAGE_LEN).await;
+                    let keys = keys.map_err(|error| error.to_string())?;
+                    if keys.is_empty() {
+                        break;
                     }
+                    marked += keys.len() as u64;
+                    keys.iter().for_each(|key| tee.mark_wiped(key));
                 }
             }
         }

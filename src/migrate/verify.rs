@@ -194,16 +194,13 @@ impl Controller {
         for site in sites.filter(|site| !site.are_djangos) {
             let mut after = String::new();
             loop {
-                let page = site.database.page(&after, PAGE_LEN, now_ms()).await;
-                let page = page.map_err(|error| error.to_string())?;
-                let Some(last) = page.last() else { break };
-                after.clone_from(last);
-                seen += page.len() as u64;
+                let keys = site.page(&mut after, PAGE_LEN).await;
+                let keys = keys.map_err(|error| error.to_string())?;
+                if keys.is_empty() {
+                    break;
+                }
+                seen += keys.len() as u64;
                 self.progress(seen, Some(total), "comparing what the database has");
-                let keys = page
-                    .iter()
-                    .map(|key| Bytes::from(site.patterns.redis_key(key)))
-                    .collect();
                 self.find_extras(keys, Kind::ExtraDatabase, &mut found).await?;
                 if stop.is_cancelled() {
                     break;
