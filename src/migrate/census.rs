@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::Controller;
-use crate::clock::now_ms;
 use crate::status::Authority;
 
 /// Rows asked for per page.
