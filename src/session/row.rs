@@ -105,8 +105,33 @@ pub struct RowCodec {
     signer: Signer,
     format: ValueFormat,
     serializer: SessionSerializer,
-    /// How the last value was written, for a site whose format is recognised: what is put back shall be like it.
-    seen: Arc<Mutex<Option<Form>>>,
+    /// How values were written, for a site whose format is recognised: what is put back shall be like most of them.
+    seen: Arc<Mutex<Seen>>,
+}
+
+/// How often each form was seen lately. A site has one, and two while it is being changed; a value that somebody damaged may
+/// look like any other.
+#[derive(Debug, Default)]
+struct Seen(Vec<(Form, u32)>);
+
+impl Seen {
+    /// Older ones count half as much after so many.
+    const LATELY: u32 = 1000;
+
+    fn note(&mut self, form: Form) {
+        match self.0.iter_mut().find(|(known, _)| *known == form) {
+            Some((_, count)) => *count += 1,
+            None => self.0.push((form, 1)),
+        }
+        if self.0.iter().map(|(_, count)| count).sum::<u32>() >= Self::LATELY {
+            self.0.iter_mut().for_each(|(_, count)| *count /= 2);
+            self.0.retain(|(_, count)| *count > 0);
+        }
+    }
+
+    fn usual(&self) -> Option<Form> {
+        self.0.iter().max_by_key(|(_, count)| *count).map(|(form, _)| *form)
+    }
 }
 
 impl RowCodec {
@@ -155,7 +180,7 @@ impl RowCodec {
     }
 
     /// The Redis value that Django would have written for the row's session, in the site's own format. Where that is
-    /// recognised per value, like the last value seen; before one was, a pickle that is not compressed, which every
+    /// recognised per value, like most values lately seen; before one was, a pickle that is not compressed, which every
     /// configuration of the built-in backend and every one of django-redis with pickle reads.
     ///
     /// # Errors
@@ -181,7 +206,7 @@ impl RowCodec {
 
     /// How values are written where a row is put back.
     pub fn form(&self) -> Form {
-        let seen = *self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner).usual();
         let usual = seen.unwrap_or(Form {
             serialized: Serialized::Pickle,
             compressed: None,
@@ -280,7 +305,7 @@ impl RowCodec {
 
     fn learn(&self, form: Form) {
         if self.format.serializer == Serializer::Auto || self.format.compression == Compression::Auto {
-            *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = Some(form);
+            self.seen.lock().unwrap_or_else(PoisonError::into_inner).note(form);
         }
     }
 }
@@ -358,6 +383,23 @@ mod tests {
             Err(RowError::Json(JsonError::Syntax { at: 1 }))
         );
         assert_eq!(codec().payload("x"), Err(RowError::Envelope(SigningError::Unsigned)));
+    }
+
+    #[test]
+    fn what_is_put_back_is_like_most_of_what_was_seen() {
+        let json = |codec: &RowCodec| codec.form().serialized == Serialized::Json;
+        let site = codec();
+        assert!(!json(&site), "nothing seen yet");
+        for _ in 0..10 {
+            site.encode(br#"{"a": 1}"#, 7).unwrap();
+        }
+        site.encode(VALUE, 7).unwrap();
+        assert!(json(&site));
+        // The site changes: old values are read for a while.
+        for _ in 0..3000 {
+            site.encode(VALUE, 7).unwrap();
+        }
+        assert!(!json(&site) && !json(&site.clone()));
     }
 
     #[test]
