@@ -12,7 +12,7 @@ mod tests;
 mod types;
 mod unsupported;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -177,15 +177,42 @@ fn sites(g: &mut Gather<'_>) -> Vec<Site> {
     if sites.is_empty() {
         sites.push(site(g));
     }
-    let mut seen = std::collections::BTreeSet::new();
-    for pattern in sites.iter().flat_map(|site| &site.django.session_key_patterns) {
-        if !seen.insert(pattern) {
-            g.problems.push(format!(
-                "django.session_key_patterns: two sites have the same keys, {pattern}: give each its own (django.key_prefix …)"
+    g.problems.extend(overlaps(&sites));
+    sites
+}
+
+/// A row belongs to one Redis key: where two keys had the same one, whichever is deleted would take it with it.
+fn overlaps(sites: &[Site]) -> Vec<String> {
+    let mut problems = Vec::new();
+    let mut keys = BTreeSet::new();
+    let mut tables = BTreeSet::new();
+    for site in sites {
+        let patterns = &site.django.session_key_patterns;
+        for pattern in patterns {
+            if !keys.insert(pattern) {
+                problems.push(format!(
+                    "django.session_key_patterns: two sites have the same keys, {pattern}: give each its own (django.key_prefix …)"
+                ));
+            }
+            let twin = pattern.replace("sessions.cached_db{session_key}", "sessions.cache{session_key}");
+            if twin != *pattern && patterns.contains(&twin) {
+                problems.push(format!(
+                    "django.session_key_patterns: {pattern} and {twin} are one session under two engines, whose rows would undo each \
+                     other: let all workers use one engine first"
+                ));
+            }
+        }
+        if let Some(url) = &site.database.url
+            && !tables.insert((url.expose().to_owned(), &site.database.table))
+        {
+            problems.push(format!(
+                "database.table: two sites have the table {} of one database: give each its own, or, for one site with several kinds of \
+                 keys, list them in django.session_key_patterns",
+                site.database.table
             ));
         }
     }
-    sites
+    problems
 }
 
 /// The names of one Redis's settings: they are the same for both, but for the first part.

@@ -272,7 +272,7 @@ fn each_site_has_its_own_and_the_rest_from_outside() {
 
 #[test]
 fn what_is_wrong_with_a_site_is_said_with_its_number() {
-    let first = "[[site]]\ndjango.key_prefix = \"a\"\n";
+    let first = "[[site]]\ndjango.key_prefix = \"a\"\ndatabase.url = \"none\"\n";
     bad(
         &format!("{first}[[site]]\ndjango.key_prefix = \"b\"\ntee.ack = \"all\""),
         &["number 2", "tee.ack"],
@@ -286,6 +286,14 @@ fn what_is_wrong_with_a_site_is_said_with_its_number() {
         &["two sites have the same keys", "a:1:"],
     );
     bad("site = 3", &["[[site]]"]);
+    bad(
+        "[[site]]\ndjango.key_prefix = \"a\"\n[[site]]\ndjango.key_prefix = \"b\"",
+        &["two sites have the table django_session"],
+    );
+    bad(
+        "django.session_key_patterns = [\":1:django.contrib.sessions.cache{session_key}\", \":1:django.contrib.sessions.cached_db{session_key}\"]",
+        &["one session under two engines", "one engine first"],
+    );
 }
 
 #[test]
