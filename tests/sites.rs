@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde_json::json;
 use support::{
-    Django, Postgres, Proxy, ProxyOptions, RedisServer,
+    DatabaseKind, Django, Postgres, Proxy, ProxyOptions, RedisServer, SECRET, Site,
     django::{Seen, USUAL},
     eventually,
 };
@@ -140,4 +140,36 @@ fn one_sites_database_that_is_away_does_not_hold_up_the_others() {
     sites.postgres.restart();
     sites.proxy.settle();
     assert_eq!(blog.rows().len(), 1);
+}
+
+/// One table for several kinds of keys: a row is the key's under which its session is.
+#[test]
+fn keys_of_several_kinds_share_a_table() {
+    let mut site = Site::prepare(DatabaseKind::Sqlite);
+    let patterns =
+        ["shop", "blog"].map(|prefix| format!("\"{prefix}:1:django.contrib.sessions.cache{{session_key}}\""));
+    site.proxy = Some(Proxy::start(ProxyOptions {
+        config: Some(format!("django.session_key_patterns = [{}]\n", patterns.join(", "))),
+        ..site.options()
+    }));
+    let caches = [("proxy", site.proxy().url()), ("source", site.source.url())];
+    let mut all = 0;
+    for prefix in ["shop", "blog"] {
+        let django = Django::start_with(USUAL, &caches, &site.database_url(), SECRET, &["--key-prefix", prefix]);
+        django.fill("source", 30, 1);
+        django.fill("proxy", 30, 2);
+        all += 60;
+    }
+    for kind in ["backfill", "verify"] {
+        site.proxy().done(kind);
+    }
+    site.proxy().settle();
+    let status = site.proxy().status();
+    assert_eq!(status.verify.extra_database, 0, "{:?}", status.verify);
+    assert_eq!(site.django.rows().len(), all);
+    assert_eq!(site.target.ask::<usize>(&["DBSIZE"]), all);
+    let _: () = site.proxy().ask(&["FLUSHDB"]);
+    eventually("the rows are gone as well", Duration::from_secs(10), || {
+        site.django.rows().is_empty()
+    });
 }

@@ -73,6 +73,21 @@ impl Controller {
         Ok(named)
     }
 
+    /// For sessions with the keys that each may have, the one under which the authority has it, else the usual one; and
+    /// whether it has it. A row is this key's: looked for under another it would be taken for one too many.
+    pub(super) async fn present(&self, sessions: Vec<Vec<Bytes>>) -> Result<Vec<(Bytes, bool)>, String> {
+        let keys: Vec<Bytes> = sessions.iter().flatten().cloned().collect();
+        let exist = self.parts.stores.authority_store().exists(&keys).await;
+        let mut exist = exist.map_err(|error| error.to_string())?.into_iter();
+        let key_of = |keys: Vec<Bytes>| {
+            let exist: Vec<bool> = exist.by_ref().take(keys.len()).collect();
+            let place = exist.iter().position(|exists| *exists);
+            let key = keys.into_iter().nth(place.unwrap_or(0))?;
+            Some((key, place.is_some()))
+        };
+        Ok(sessions.into_iter().filter_map(key_of).collect())
+    }
+
     /// After a wipe: marks every session of every store for a look at the authority. Answers how many keys that were.
     pub(super) async fn mark_everything(&self) -> Result<u64, String> {
         let tee = &self.parts.tee;
@@ -87,13 +102,15 @@ impl Controller {
             for site in rows.sites() {
                 let mut after = String::new();
                 loop {
-                    let keys = site.page(&mut after, PAGE_LEN).await;
-                    let keys = keys.map_err(|error| error.to_string())?;
-                    if keys.is_empty() {
+                    let sessions = site.page(&mut after, PAGE_LEN).await;
+                    let sessions = sessions.map_err(|error| error.to_string())?;
+                    if sessions.is_empty() {
                         break;
                     }
-                    marked += keys.len() as u64;
-                    keys.iter().for_each(|key| tee.mark_wiped(key));
+                    marked += sessions.len() as u64;
+                    for (key, _) in self.present(sessions).await? {
+                        tee.mark_wiped(&key);
+                    }
                 }
             }
         }

@@ -187,21 +187,22 @@ impl Controller {
         while let Some(keys) = scan.next().await.map_err(text)? {
             seen += keys.len() as u64;
             self.progress(seen, Some(total), "comparing what the other Redis has");
-            self.find_extras(keys, Kind::ExtraTarget, &mut found).await?;
+            let sessions = keys.into_iter().map(|key| vec![key]).collect();
+            self.find_extras(sessions, Kind::ExtraTarget, &mut found).await?;
         }
         // With `cached_db` a row without a Redis key is an ordinary thing.
         let sites = self.parts.rows.iter().flat_map(|rows| rows.sites());
         for site in sites.filter(|site| !site.are_djangos) {
             let mut after = String::new();
             loop {
-                let keys = site.page(&mut after, PAGE_LEN).await;
-                let keys = keys.map_err(|error| error.to_string())?;
-                if keys.is_empty() {
+                let sessions = site.page(&mut after, PAGE_LEN).await;
+                let sessions = sessions.map_err(|error| error.to_string())?;
+                if sessions.is_empty() {
                     break;
                 }
-                seen += keys.len() as u64;
+                seen += sessions.len() as u64;
                 self.progress(seen, Some(total), "comparing what the database has");
-                self.find_extras(keys, Kind::ExtraDatabase, &mut found).await?;
+                self.find_extras(sessions, Kind::ExtraDatabase, &mut found).await?;
                 if stop.is_cancelled() {
                     break;
                 }
@@ -211,15 +212,10 @@ impl Controller {
         Ok(found)
     }
 
-    async fn find_extras(&self, keys: Vec<Bytes>, kind: Kind, found: &mut Differences) -> Result<(), String> {
-        let exist = self
-            .parts
-            .stores
-            .authority_store()
-            .exists(&keys)
-            .await
-            .map_err(|error| error.to_string())?;
-        for (key, _) in keys.into_iter().zip(exist).filter(|(_, exists)| !exists) {
+    /// Of sessions with the keys that each may have, those that the authority has under none.
+    async fn find_extras(&self, sessions: Vec<Vec<Bytes>>, kind: Kind, found: &mut Differences) -> Result<(), String> {
+        let keys = self.present(sessions).await?;
+        for (key, _) in keys.into_iter().filter(|(_, exists)| !exists) {
             let kinds = found.entry(Bytes::copy_from_slice(&key)).or_default();
             if !kinds.contains(&kind) {
                 kinds.push(kind);

@@ -151,6 +151,21 @@ impl KeyPatterns {
         [prefix, session_key, suffix].concat().into_bytes()
     }
 
+    /// Whether a session's key in Redis follows from its own.
+    pub fn is_one(&self) -> bool {
+        self.0.len() == 1
+    }
+
+    /// Every Redis key that the session may have, the usual one first.
+    pub fn redis_keys(&self, session_key: &str) -> Vec<Vec<u8>> {
+        let key = |p: &KeyPattern| {
+            [p.prefix.as_str(), session_key, p.suffix.as_str()]
+                .concat()
+                .into_bytes()
+        };
+        self.0.iter().map(key).collect()
+    }
+
     /// Whether a session key may stand anywhere in `bytes` (one whole command): a quick no for nearly all of them.
     pub fn may_be_in(&self, bytes: &[u8]) -> bool {
         self.0.iter().any(|pattern| {

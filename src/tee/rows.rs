@@ -34,15 +34,18 @@ impl std::fmt::Debug for SiteRows {
 }
 
 impl SiteRows {
-    /// The Redis keys of up to `limit` sessions that have a row and have not ended, behind `after`, which is moved on. None:
-    /// there are no more.
-    pub async fn page(&self, after: &mut String, limit: u32) -> Result<Vec<Bytes>, DatabaseError> {
+    /// For up to `limit` sessions that have a row and have not ended, behind `after` (which is moved on), the Redis keys that
+    /// each may have: one, where the site has one pattern. None: there are no more.
+    pub async fn page(&self, after: &mut String, limit: u32) -> Result<Vec<Vec<Bytes>>, DatabaseError> {
         let page = self.database.page(after, limit, now_ms()).await?;
         if let Some(last) = page.last() {
             after.clone_from(last);
         }
-        let key = |session_key: &String| Bytes::from(self.patterns.redis_key(session_key));
-        Ok(page.iter().map(key).collect())
+        let keys = |session_key: &String| {
+            let keys = self.patterns.redis_keys(session_key);
+            keys.into_iter().map(Bytes::from).collect()
+        };
+        Ok(page.iter().map(keys).collect())
     }
 }
 
