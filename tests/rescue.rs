@@ -54,6 +54,30 @@ fn sessions_are_read_from_the_target_while_the_source_is_away() {
     });
 }
 
+/// Of two writes at once Redis tells once, so these sessions are to be looked at again when they have been quiet: while the
+/// source is away.
+#[test]
+fn what_is_only_looked_at_again_to_be_sure_is_certain_enough() {
+    let mut moving = Moving::start(&[], None);
+    let mut client = moving.client();
+    let twice = [
+        command(&["SETEX", &key(1), "100", "two"]),
+        command(&["SETEX", &key(1), "100", "one"]),
+    ];
+    client.send(&twice.concat());
+    client.frames(2);
+    let gone = [command(&["SETEX", &key(2), "100", "two"]), command(&["DEL", &key(2)])];
+    client.send(&gone.concat());
+    client.frames(2);
+    moving.delivered();
+    moving.synced();
+    moving.source.stop();
+    sleep(Duration::from_secs(4));
+    let mut newer = moving.client();
+    expect(&mut newer, &["GET", &key(1)], "$3\r\none\r\n");
+    expect(&mut newer, &["GET", &key(2)], "$-1\r\n");
+}
+
 #[test]
 fn what_is_not_certain_is_not_answered() {
     let mut moving = Moving::start(&[], None);

@@ -57,6 +57,31 @@ fn nobody_notices_that_the_source_came_back_empty_with_postgres() {
     nobody_notices_an_empty_source(DatabaseKind::Postgres);
 }
 
+/// Nobody is connected who could notice the second one.
+#[test]
+fn a_source_that_is_restarted_again_at_once_logs_nobody_out() {
+    let mut site = Site::prepare(DatabaseKind::Sqlite);
+    let keys = site.django.fill("source", 50, 4);
+    site.start_proxy(&[]);
+    for kind in ["backfill", "verify"] {
+        site.proxy().done(kind);
+    }
+    for round in 0..6 {
+        site.source.restart_empty();
+        eventually("every session is back", Duration::from_secs(10), || {
+            site.source.ask::<usize>(&["DBSIZE"]) == keys.len()
+        });
+        site.source.restart_empty();
+        let name = session(&keys[round]);
+        let answer = Raw::connect(&site.proxy().address()).ask(&["GET", &name]);
+        assert!(!answer.starts_with(b"$-1"), "round {round}: logged out");
+        assert!(answer.starts_with(b"$"), "round {round}: {}", shown(&answer));
+    }
+    eventually("every session is back", Duration::from_secs(10), || {
+        site.source.ask::<usize>(&["DBSIZE"]) == keys.len()
+    });
+}
+
 /// Of two writes at once Redis tells once, so that these sessions are looked at again when they have been quiet: just
 /// while the source is away, which then comes back without them.
 #[test]

@@ -64,6 +64,8 @@ impl Controller {
             let wait = match self.watch_once(&mut backoff).await {
                 End::AuthorityChanged => continue,
                 End::Lost(error) => {
+                    // Where no client is connected, this is the only connection that can tell of a restart.
+                    self.parts.restore.doubt();
                     if self.parts.tee.set_watched(false) {
                         tracing::warn!(%error, "writes that bypass the proxy are not seen until the authority is back");
                     }
@@ -90,7 +92,10 @@ impl Controller {
         };
         backoff.reset();
         *self.watch.lock().expect("no panic while locked") = notices.name();
-        self.parts.tee.set_watched(true);
+        if !self.parts.tee.set_watched(true) {
+            // Nor was there this one meanwhile.
+            self.parts.restore.doubt();
+        }
         let mut heard = Instant::now();
         let mut pinged = false;
         loop {

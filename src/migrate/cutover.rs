@@ -141,7 +141,7 @@ impl Controller {
         let switched = match drained {
             Ok(()) => {
                 self.note_step(CutoverState::Switching, "switching");
-                let doubtful = self.parts.tee.redis.dirty_keys();
+                let doubtful = self.parts.tee.redis.doubtful_keys();
                 let durable = self.make_durable(to, start).map_err(|error| error.to_string());
                 durable.map(|()| doubtful)
             }

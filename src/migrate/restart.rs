@@ -68,7 +68,7 @@ impl Controller {
         let mut told = false;
         while is_other() {
             let mark = |key: Bytes| {
-                tee.redis.mark(&key, tee.head(), Origin::Recheck);
+                tee.redis.mark(&key, tee.head(), Origin::Refill);
             };
             match self.walk_redis(mark).await {
                 Ok(keys) => {

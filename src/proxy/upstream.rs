@@ -112,6 +112,10 @@ impl Upstream {
         *self.owner.borrow_mut() = client;
     }
 
+    pub(super) fn is_connected_to(&self, authority: Authority) -> bool {
+        self.connected.get() && self.authority == authority
+    }
+
     pub(super) fn is_closed(&self) -> bool {
         self.closed.get()
     }
@@ -191,6 +195,7 @@ impl Upstream {
                     backoff.reset();
                     reasons.clear();
                     self.loading.set(false);
+                    self.doubt_unwatched();
                     self.clear_waiting().await;
                     self.connected.set(true);
                     self.away.set(None);

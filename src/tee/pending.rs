@@ -25,7 +25,9 @@ pub enum Origin {
     Backfill,
     /// Something else than a client of the proxy has changed it at the authority, or deleted it.
     Repair,
-    /// To be sure. Nothing says that it was changed or deleted.
+    /// This store may lack it. Nothing says that it was changed or deleted at the authority.
+    Refill,
+    /// To be sure. Nothing says that this store has not what the authority has.
     Recheck,
 }
 
@@ -44,6 +46,12 @@ struct Entry {
     recheck: bool,
     /// Backfill is reading it, and no delivery has been told of it yet.
     held: bool,
+}
+
+impl Entry {
+    fn may_differ(&self) -> bool {
+        self.origin != Origin::Recheck || self.suspect
+    }
 }
 
 /// A key taken for delivery. It stays pending until [`Pending::done`].
@@ -141,6 +149,11 @@ impl Pending {
         entry.is_some_and(|entry| entry.effect == Effect::Unknown && entry.suspect)
     }
 
+    /// Whether this store may have something else than the authority: more is pending for `key` than a look to be sure.
+    pub fn may_differ(&self, key: &Bytes) -> bool {
+        self.entries.get(key).is_some_and(|entry| entry.may_differ())
+    }
+
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
@@ -167,6 +180,9 @@ impl Pending {
                 let newest = merge(&entry.effect, effect);
                 self.account(Some(&entry.effect), Some(&newest));
                 entry.suspect &= !newest.is_known();
+                if entry.origin == Origin::Recheck {
+                    entry.origin = Origin::Tee;
+                }
                 entry.effect = newest;
                 entry.version += 1;
                 self.release(key, entry);
@@ -270,7 +286,12 @@ impl Pending {
                         self.release(key, entry);
                     }
                     // What is under way is the best that is known: should the authority lose it, it would be gone.
-                    Origin::Recheck => entry.recheck = true,
+                    Origin::Recheck | Origin::Refill => {
+                        entry.recheck = true;
+                        if origin == Origin::Refill && entry.origin == Origin::Recheck {
+                            entry.origin = origin;
+                        }
+                    }
                     Origin::Tee | Origin::Backfill => {}
                 }
                 false
@@ -412,9 +433,12 @@ impl Pending {
         self.entries.iter().filter(|entry| !entry.effect.is_known()).count() as u64
     }
 
-    /// The same keys.
-    pub fn dirty_keys(&self) -> Vec<Bytes> {
-        let dirty = self.entries.iter().filter(|entry| !entry.effect.is_known());
+    /// Those of them that this store may have otherwise than the authority.
+    pub fn doubtful_keys(&self) -> Vec<Bytes> {
+        let dirty = self
+            .entries
+            .iter()
+            .filter(|entry| !entry.effect.is_known() && entry.may_differ());
         dirty.map(|entry| entry.key().clone()).collect()
     }
 
@@ -521,6 +545,24 @@ mod tests {
         pending.push(&KEY, 4, put("b", 2));
         pending.mark(&KEY, 5, Origin::Recheck);
         assert!(!pending.is_being_repaired(&KEY), "a client has written it since");
+    }
+
+    /// What this store holds may be answered while the authority is away.
+    #[test]
+    fn a_look_to_be_sure_casts_no_doubt_on_what_is_there() {
+        let pending = Pending::new(SinkName::Redis, true);
+        assert!(!pending.may_differ(&KEY));
+        pending.mark(&KEY, 1, Origin::Recheck);
+        assert!(!pending.may_differ(&KEY) && pending.doubtful_keys().is_empty());
+        pending.push(&KEY, 2, Effect::Unknown);
+        assert!(pending.may_differ(&KEY), "a write may have happened");
+        assert_eq!(pending.doubtful_keys(), [KEY]);
+        for origin in [Origin::Repair, Origin::Refill] {
+            let pending = Pending::new(SinkName::Redis, true);
+            pending.mark(&KEY, 1, Origin::Recheck);
+            pending.mark(&KEY, 2, origin);
+            assert!(pending.may_differ(&KEY), "{origin:?}");
+        }
     }
 
     #[test]

@@ -85,6 +85,7 @@ impl Rescue {
                     known.push((key, (!ended).then_some(value)));
                 }
                 Some(Effect::Delete) => known.push((key, None)),
+                Some(Effect::Unknown) if !self.tee.redis.may_differ(&key) => to_read.push(key),
                 Some(Effect::Expire(_) | Effect::Unknown) => {}
                 None => to_read.push(key),
             }
@@ -102,7 +103,7 @@ impl Rescue {
         for (key, stored) in to_read.into_iter().zip(stored) {
             match stored {
                 // It changed meanwhile, or came to be in doubt: another look will tell.
-                _ if self.tee.redis.contains(&key) => {}
+                _ if self.tee.redis.may_differ(&key) => {}
                 Stored::Value { value, .. } => known.push((key, Some(value))),
                 Stored::Absent if complete => known.push((key, None)),
                 Stored::Absent | Stored::WrongType => {}
@@ -116,7 +117,7 @@ impl Rescue {
         let (Some(rows), pending) = (&self.rows, &self.tee.database) else {
             return Vec::new();
         };
-        keys.retain(|key| !pending.contains(key));
+        keys.retain(|key| !pending.may_differ(key));
         let mut sessions = match rows.sessions(keys).await {
             Ok(sessions) => sessions,
             Err(error) => {
@@ -125,7 +126,7 @@ impl Rescue {
             }
         };
         // It changed meanwhile, or came to be in doubt: another look will tell.
-        sessions.retain(|(key, _)| !pending.contains(key));
+        sessions.retain(|(key, _)| !pending.may_differ(key));
         let now = now_ms();
         // One that no row can carry has none.
         let nobody = complete && !self.unstorable.load(Relaxed);

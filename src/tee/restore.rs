@@ -175,7 +175,7 @@ impl Restore {
                 outcome.restored += 1;
                 if from_rows.contains(&new.key) {
                     // The other Redis lacks it as well.
-                    self.tee.redis.mark(&new.key, self.tee.head(), Origin::Recheck);
+                    self.tee.redis.mark(&new.key, self.tee.head(), Origin::Refill);
                 }
             }
         }

@@ -74,6 +74,13 @@ impl Upstream {
         self.worker.flush_clients();
     }
 
+    /// While no connection to the authority stood, nobody could notice that it was restarted.
+    pub(super) fn doubt_unwatched(&self) {
+        if !self.worker.is_connected_to(self.authority) {
+            self.doubt();
+        }
+    }
+
     /// The server may be another process now, which has lost sessions. What is on its way to be deleted stays deleted.
     fn doubt(&self) {
         let shared = &self.worker.shared;
