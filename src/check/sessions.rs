@@ -169,7 +169,7 @@ fn written(findings: &mut Findings, keys: &[Bytes], stored: &[Stored], subject: 
         };
         let form = match site(subject, key) {
             Some(site) => site.codec.form_of(value),
-            None => ValueFormat::default().unpack(value).ok().map(|(_, form)| form),
+            None => ValueFormat::default().decode(value).ok().map(|(_, form)| form),
         };
         if let Some(form) = form {
             let compressed = form.compressed.map(|with| format!(" compressed with {}", with.name()));

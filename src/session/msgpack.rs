@@ -1,12 +1,14 @@
 //! Values that a backend wrote as msgpack, with `msgpack.dumps(value)` and read with `msgpack.loads(value, raw=False)`:
 //! texts in strict UTF-8, keys that are texts (or bytes), no extension types.
 //!
-//! Reading recurses nowhere and sets aside no more than the value has bytes for. How deep it nests is judged when JSON
-//! is written.
+//! Reading recurses nowhere and sets aside no more than the value has bytes for, or bounds allow.
 
 use rmp::Marker;
 
 use super::object::{Dict, Heap, HeapFull, Id, MAX_DEPTH, MAX_OBJECTS, Object, Span};
+
+/// Deepest nesting of what is read: that of Python's own reader. What JSON carries is less.
+const MAX_NESTING: usize = 1024;
 
 /// Why a value was not read as msgpack, or not written.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -93,11 +95,17 @@ struct Reader {
 }
 
 impl Reader {
-    /// One object with all that is in it.
+    /// One object with all that is in it. What is open is bounded: a byte opens a container.
     fn object(&mut self) -> Result<Id, MsgpackError> {
         let mut open: Vec<Open> = Vec::new();
         loop {
             let mut done = self.next(&mut open)?;
+            if open.len() > MAX_NESTING {
+                return Err(MsgpackError::Limit {
+                    what: "levels",
+                    limit: MAX_NESTING,
+                });
+            }
             // What is complete completes what holds it.
             while let Some(id) = done {
                 let Some(container) = open.last_mut() else {
@@ -387,10 +395,12 @@ mod tests {
         ] {
             assert_eq!(read(value.to_vec()).map(|dict| dict.len()), Err(error), "{value:?}");
         }
-        let deep = [&[0x81, 0xa1, b'a'][..], &[0x91; 100_000], &[0xc0]].concat();
-        assert!(
-            read(deep).is_ok_and(|dict| dict.to_json().is_err()),
-            "nesting costs no stack"
+        let nested = |levels: usize| [&[0x81, 0xa1, b'a'][..], &vec![0x91; levels - 1], &[0xc0]].concat();
+        assert!(read(nested(MAX_NESTING)).is_ok());
+        let limit = MAX_NESTING;
+        assert_eq!(
+            read(nested(MAX_NESTING + 1)).map(|dict| dict.len()),
+            Err(MsgpackError::Limit { what: "levels", limit })
         );
     }
 }

@@ -201,7 +201,7 @@ impl RowCodec {
 
     /// How this value was written; `None` where it is in no format that the site reads.
     pub fn form_of(&self, value: &[u8]) -> Option<Form> {
-        self.format.unpack(value).ok().map(|(_, form)| form)
+        self.format.decode(value).ok().map(|(_, form)| form)
     }
 
     /// How values are written where a row is put back.
@@ -269,37 +269,32 @@ impl RowCodec {
         if self.format.serializer == Serializer::Signed {
             return Ok(self.signed_payload(value)?);
         }
-        let (bytes, form) = self.format.unpack(value)?;
-        self.learn(form);
-        match (self.serializer, form.serialized) {
-            (SessionSerializer::Pickle, Serialized::Pickle) => match pickle::parse(bytes.clone()) {
-                Ok(_) | Err(PickleError::Opaque { .. }) => Ok(bytes),
-                Err(error) => Err(Undecodable::from(error).into()),
-            },
-            (SessionSerializer::Pickle, _) => {
-                let (dict, _) = self.format.decode(value)?;
-                // Neither JSON nor msgpack holds what this has no form for.
-                pickle::write(&dict).ok_or(Unstorable::Undecodable(Undecodable::Format))
+        let (payload, form) = match self.serializer {
+            SessionSerializer::Json => {
+                let (dict, form) = self.format.decode(value)?;
+                (dict.to_json(), form)
             }
-            (SessionSerializer::Json, serialized) => Ok(serialized.parse(bytes)?.to_json()?),
-        }
+            SessionSerializer::Pickle => {
+                let (pickle, form) = self.format.read(value, pickled)?;
+                (Ok(pickle), form)
+            }
+        };
+        self.learn(form);
+        Ok(payload?)
     }
 
     fn signed_payload(&self, value: &[u8]) -> Result<Vec<u8>, Undecodable> {
         let (bytes, compressed) = self.format.compression.decompress(value)?;
         let text = std::str::from_utf8(&bytes).map_err(|_| Undecodable::Format)?;
         let payload = self.signer.open(text).map_err(|_| Undecodable::Signature)?;
+        let payload = match self.serializer {
+            SessionSerializer::Json => json::read(payload.clone(), Charset::Latin1).map(|_| payload)?,
+            SessionSerializer::Pickle => pickled(Serialized::Pickle, payload)?,
+        };
         self.learn(Form {
             serialized: Serialized::Json,
             compressed,
         });
-        match self.serializer {
-            SessionSerializer::Json => json::read(payload.clone(), Charset::Latin1).map(drop)?,
-            SessionSerializer::Pickle => match pickle::parse(payload.clone()) {
-                Ok(_) | Err(PickleError::Opaque { .. }) => {}
-                Err(error) => return Err(error.into()),
-            },
-        }
         Ok(payload)
     }
 
@@ -317,15 +312,25 @@ fn read(payload: &[u8]) -> Result<Dict, RowError> {
     Ok(json::read(payload.to_vec(), Charset::Latin1)?)
 }
 
+/// A session as the pickle that a row of `PickleSerializer` carries: the same where it is one already, with whatever objects
+/// are in it.
+fn pickled(serialized: Serialized, bytes: Vec<u8>) -> Result<Vec<u8>, Undecodable> {
+    if serialized == Serialized::Pickle {
+        return match pickle::parse(bytes.clone()) {
+            Ok(_) | Err(PickleError::Opaque { .. }) => Ok(bytes),
+            Err(error) => Err(error.into()),
+        };
+    }
+    // Neither JSON nor msgpack holds what this has no form for.
+    pickle::write(&serialized.parse(bytes)?).ok_or(Undecodable::Format)
+}
+
 /// Whether it is a dictionary's pickle, as far as one can tell without knowing the site's classes.
 fn check_pickle(payload: &[u8]) -> Result<(), RowError> {
     if payload.first() != Some(&0x80) {
         return Err(RowError::NotPickle);
     }
-    match pickle::parse(payload.to_vec()) {
-        Ok(_) | Err(PickleError::Opaque { .. }) => Ok(()),
-        Err(error) => Err(Undecodable::from(error).into()),
-    }
+    Ok(pickled(Serialized::Pickle, payload.to_vec()).map(drop)?)
 }
 
 #[cfg(test)]

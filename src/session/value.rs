@@ -174,39 +174,33 @@ impl ValueFormat {
     /// # Errors
     /// [`Undecodable`] says why there is none.
     pub fn decode(self, value: &[u8]) -> Result<(Dict, Form), Undecodable> {
-        let (bytes, form) = self.unpack(value)?;
-        Ok((form.serialized.parse(bytes)?, form))
+        self.read(value, Serialized::parse)
     }
 
-    /// The serialized session, no longer compressed, and how it was written.
+    /// What `parse` makes of the serialized session, no longer compressed; and how it was written.
     ///
     /// # Errors
-    /// [`Undecodable`] where it cannot be one, or where Django would not read it.
-    pub fn unpack(self, value: &[u8]) -> Result<(Vec<u8>, Form), Undecodable> {
-        let (bytes, compressed) = self.compression.decompress(value)?;
-        let recognised = self.recognise(&bytes);
-        let settled = match &recognised {
-            Ok(Serialized::Msgpack) => msgpack::read(bytes.clone()).is_ok(),
-            Ok(_) => true,
-            Err(error) => !matches!(error, Undecodable::Format | Undecodable::Unexpected { .. }),
+    /// [`Undecodable`] where it cannot be one, where Django would not read it, or from `parse`.
+    pub(super) fn read<T>(
+        self,
+        value: &[u8],
+        parse: impl Fn(Serialized, Vec<u8>) -> Result<T, Undecodable>,
+    ) -> Result<(T, Form), Undecodable> {
+        let read = |bytes: Vec<u8>, compressed| {
+            let serialized = self.recognise(&bytes)?;
+            Ok((parse(serialized, bytes)?, Form { serialized, compressed }))
         };
-        // Brotli's streams begin with no magic number, and may begin like a dictionary in msgpack.
-        if !settled
-            && compressed.is_none()
-            && self.compression == Compression::Auto
-            && let Ok(plain) = Compressor::Brotli.decompress(&bytes)
-            && let Ok(serialized) = self.recognise(&plain)
-        {
-            let compressed = Some(Compressor::Brotli);
-            return Ok((plain, Form { serialized, compressed }));
+        let (bytes, compressed) = self.compression.decompress(value)?;
+        match read(bytes, compressed) {
+            // Brotli's streams begin with no magic number, and may begin like a dictionary in msgpack.
+            Err(error @ (Undecodable::Format | Undecodable::Unexpected { .. } | Undecodable::Msgpack(_)))
+                if compressed.is_none() && self.compression == Compression::Auto =>
+            {
+                let plain = Compressor::Brotli.decompress(value).map_err(|_| error.clone())?;
+                read(plain, Some(Compressor::Brotli)).map_err(|_| error)
+            }
+            outcome => outcome,
         }
-        Ok((
-            bytes,
-            Form {
-                serialized: recognised?,
-                compressed,
-            },
-        ))
     }
 
     fn recognise(self, bytes: &[u8]) -> Result<Serialized, Undecodable> {
