@@ -111,7 +111,6 @@ def _probe():
             "password": secret(configured["PASSWORD"]) if configured.get("PASSWORD") else None,
             "options": sorted(map(str, configured.get("OPTIONS") or {})),
             "sslmode": (configured.get("OPTIONS") or {}).get("sslmode"),
-            "url_env": None,
         }
     except Exception:  # no sessions app, no database
         pass
