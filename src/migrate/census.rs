@@ -101,12 +101,11 @@ impl Controller {
         {
             for site in rows.sites() {
                 let mut after = String::new();
-                loop {
-                    let sessions = site.page(&mut after, PAGE_LEN).await;
-                    let sessions = sessions.map_err(|error| error.to_string())?;
-                    if sessions.is_empty() {
-                        break;
-                    }
+                while let Some(sessions) = site
+                    .page(&mut after, PAGE_LEN)
+                    .await
+                    .map_err(|error| error.to_string())?
+                {
                     marked += sessions.len() as u64;
                     for (key, _) in self.present(sessions).await? {
                         tee.mark_wiped(&key);

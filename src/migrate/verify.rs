@@ -194,12 +194,11 @@ impl Controller {
         let sites = self.parts.rows.iter().flat_map(|rows| rows.sites());
         for site in sites.filter(|site| !site.are_djangos) {
             let mut after = String::new();
-            loop {
-                let sessions = site.page(&mut after, PAGE_LEN).await;
-                let sessions = sessions.map_err(|error| error.to_string())?;
-                if sessions.is_empty() {
-                    break;
-                }
+            while let Some(sessions) = site
+                .page(&mut after, PAGE_LEN)
+                .await
+                .map_err(|error| error.to_string())?
+            {
                 seen += sessions.len() as u64;
                 self.progress(seen, Some(total), "comparing what the database has");
                 self.find_extras(sessions, Kind::ExtraDatabase, &mut found).await?;

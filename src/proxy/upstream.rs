@@ -112,10 +112,6 @@ impl Upstream {
         *self.owner.borrow_mut() = client;
     }
 
-    pub(super) fn is_connected_to(&self, authority: Authority) -> bool {
-        self.connected.get() && self.authority == authority
-    }
-
     pub(super) fn is_closed(&self) -> bool {
         self.closed.get()
     }

@@ -35,17 +35,18 @@ impl std::fmt::Debug for SiteRows {
 
 impl SiteRows {
     /// For up to `limit` sessions that have a row and have not ended, behind `after` (which is moved on), the Redis keys that
-    /// each may have: one, where the site has one pattern. None: there are no more.
-    pub async fn page(&self, after: &mut String, limit: u32) -> Result<Vec<Vec<Bytes>>, DatabaseError> {
+    /// each may have: one, where the site has one pattern. `None`: there are no more.
+    pub async fn page(&self, after: &mut String, limit: u32) -> Result<Option<Vec<Vec<Bytes>>>, DatabaseError> {
         let page = self.database.page(after, limit, now_ms()).await?;
-        if let Some(last) = page.last() {
-            after.clone_from(last);
-        }
+        let Some(last) = page.last() else {
+            return Ok(None);
+        };
+        after.clone_from(last);
         let keys = |session_key: &String| {
             let keys = self.patterns.redis_keys(session_key);
             keys.into_iter().map(Bytes::from).collect()
         };
-        Ok(page.iter().map(keys).collect())
+        Ok(Some(page.iter().map(keys).collect()))
     }
 }
 

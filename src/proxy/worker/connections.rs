@@ -7,6 +7,7 @@ use super::Worker;
 use crate::proxy::client::Client;
 use crate::proxy::identity::{Identity, Labels};
 use crate::proxy::upstream::Upstream;
+use crate::status::Authority;
 
 /// Idle connections kept for transactions, scripts and blocking commands, of clients that speak alike.
 const MAX_KEPT: usize = 128;
@@ -55,6 +56,19 @@ impl Worker {
             .get(identity)
             .filter(|upstream| upstream.connected.get())
             .cloned()
+    }
+
+    /// Whether some connection of this worker stands. The clients, who may be many, are looked through last.
+    pub(in crate::proxy) fn is_connected_to(&self, authority: Authority) -> bool {
+        let stands = |upstream: &Rc<Upstream>| upstream.connected.get() && upstream.authority == authority;
+        self.upstreams.borrow().values().any(stands)
+            || self.kept.borrow().values().flat_map(|kept| &kept.idle).any(stands)
+            || self
+                .clients
+                .borrow()
+                .values()
+                .filter_map(|client| client.pinned_to())
+                .any(|upstream| stands(&upstream))
     }
 
     /// A connection for one client alone.

@@ -81,12 +81,6 @@ impl Worker {
     }
 
     /// Those that clients wait for.
-    /// Whether some connection of this worker stands.
-    pub(in crate::proxy) fn is_connected_to(&self, authority: Authority) -> bool {
-        let upstreams = self.all_upstreams();
-        upstreams.iter().any(|upstream| upstream.is_connected_to(authority))
-    }
-
     fn all_upstreams(&self) -> Vec<Rc<Upstream>> {
         let mut all: Vec<Rc<Upstream>> = self.upstreams.borrow().values().cloned().collect();
         let clients = self.clients.borrow();
