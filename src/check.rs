@@ -146,7 +146,13 @@ pub async fn preflight(subject: &Subject<'_>) -> Vec<Finding> {
     }
     if let Some(rows) = subject.rows {
         for site in rows.sites() {
+            let before = findings.0.len();
             database(&mut findings, site).await;
+            if rows.sites().len() > 1 {
+                let name = site.database.name();
+                let of_site = findings.0.iter_mut().skip(before);
+                of_site.for_each(|finding| finding.detail = format!("{name}: {}", finding.detail));
+            }
             if subject.deep.is_some() {
                 let next = "rows arrive that much later, and a cutover holds clients for as long";
                 let ask = async || site.database.page("~", 1, now_ms()).await.is_ok();

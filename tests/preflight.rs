@@ -133,3 +133,44 @@ fn rows_of_cached_db_are_held_against_redis() {
     assert_eq!(rows["level"], "yellow");
     found(&findings, "secret_key", "4 rows read, all signatures are good");
 }
+
+/// The first site's many sessions do not hide that the second one's are unreadable, nor that the third has none.
+#[test]
+fn each_site_is_looked_at() {
+    let site = Site::prepare(DatabaseKind::Sqlite);
+    let folder = tempfile::tempdir().unwrap();
+    let table = |name: &str| {
+        let database = match name {
+            "shop" => site.database_url(),
+            _ => format!("sqlite://{}?mode=rwc", folder.path().join(name).display()),
+        };
+        format!(
+            "[[site]]\ndjango = {{ key_prefix = \"{name}\", secret_key = \"{name}\" }}\ndatabase.url = \"{database}\"\n"
+        )
+    };
+    let put = |name: &str, number: u32, value: &[u8]| {
+        let key = format!("{name}:1:django.contrib.sessions.cache{number:032}");
+        let () = redis::cmd("SET")
+            .arg(key)
+            .arg(value)
+            .query(&mut site.source.connection())
+            .unwrap();
+    };
+    (0..1500).for_each(|number| put("shop", number, b"\x80\x04}."));
+    put("blog", 1, b"\x80\x04}\x8c\x01aC\x01xs.");
+    let options = ProxyOptions {
+        database: String::new(),
+        secret_key: None,
+        config: Some(["shop", "blog", "wiki"].map(table).concat()),
+        ..site.options()
+    };
+    let answer = Proxy::unstarted(options).configured("check", &["--sessions", "--json"]);
+    let findings = answer.expect(0).json()["findings"].as_array().unwrap().clone();
+    assert_eq!(
+        found(&findings, "sessions", "by digest")["sessions"][0]["type"],
+        "bytes"
+    );
+    found(&findings, "sessions", "matches wiki:1:django.contrib.sessions.cache*");
+    found(&findings, "database", "site.db: SQLite");
+    found(&findings, "database", "/blog: SQLite");
+}

@@ -7,7 +7,7 @@ use super::{Findings, Level};
 use crate::session::KeyPatterns;
 use crate::sink::RedisStore;
 
-/// A session that nobody has: Django's keys hold no such run of letters.
+/// A session that nobody has: of the 36^32 keys that Django draws from, this one will not come.
 const NOBODY: &str = "zzzzzzzzzzzzzzzzzzzzzzzzzzzzzzzz";
 
 /// What a move cannot do without.

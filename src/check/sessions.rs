@@ -7,7 +7,7 @@ use bytes::Bytes;
 use super::{Findings, Level, Listed, SAMPLE, Subject};
 use crate::clock::now_ms;
 use crate::session::{Comparison, KeyPatterns, Unstorable, ValueFormat};
-use crate::sink::{RedisStore, Stored};
+use crate::sink::{DatabaseErrorKind, RedisStore, Stored};
 use crate::tee::digest;
 use crate::tee::{Rows, SiteRows};
 
@@ -28,12 +28,20 @@ struct Sample {
     others: usize,
     /// All keys were looked at.
     all: bool,
+    /// The patterns that no session was found under.
+    without: Vec<String>,
 }
 
 async fn sample(store: &RedisStore, patterns: &KeyPatterns) -> Result<Sample, String> {
-    let mut sample = Sample::default();
-    for glob in patterns.scan_globs() {
-        let mut cursor = 0;
+    let mut sample = Sample {
+        all: true,
+        ..Sample::default()
+    };
+    let globs = patterns.scan_globs();
+    // Each kind of keys has its share: the first one's many sessions say nothing about the next one's.
+    let share = SAMPLE.div_ceil(globs.len().max(1));
+    for glob in globs {
+        let (mut cursor, before) = (0, sample.keys.len());
         for _ in 0..MAX_SCANS {
             let (next, found) = store
                 .scan(cursor, &glob, SCAN_COUNT)
@@ -44,20 +52,25 @@ async fn sample(store: &RedisStore, patterns: &KeyPatterns) -> Result<Sample, St
             sample.keys.extend(keys);
             sample.others += others.len();
             cursor = next;
-            if cursor == 0 || sample.keys.len() >= SAMPLE {
+            if cursor == 0 || sample.keys.len() - before >= share {
                 break;
             }
         }
-        if cursor != 0 {
-            return Ok(sample);
+        sample.all &= cursor == 0;
+        if sample.keys.len() == before {
+            sample.without.push(glob);
         }
     }
-    sample.all = true;
     Ok(sample)
 }
 
 pub(super) async fn live_sessions(findings: &mut Findings, subject: &Subject<'_>) {
-    let Sample { keys, others, all } = match sample(subject.source, subject.patterns).await {
+    let Sample {
+        keys,
+        others,
+        all,
+        without,
+    } = match sample(subject.source, subject.patterns).await {
         Ok(found) => found,
         Err(error) => {
             findings.add(
@@ -103,6 +116,13 @@ pub(super) async fn live_sessions(findings: &mut Findings, subject: &Subject<'_>
         "sessions",
         format!("{read} live sessions read at the source{more}"),
     );
+    for glob in without {
+        findings.add(
+            Level::Yellow,
+            "sessions",
+            format!("no session at the source matches {glob}: a site without sessions yet, or under another prefix"),
+        );
+    }
     if others > 0 {
         findings.add(
             Level::Yellow,
@@ -192,6 +212,8 @@ fn written(findings: &mut Findings, keys: &[Bytes], stored: &[Stored], subject: 
 async fn compared(findings: &mut Findings, rows: &Rows, keys: &[Bytes], stored: &[Stored]) {
     let found = match rows.fetch(keys).await {
         Ok(found) => found,
+        // Said already, with what to do about it.
+        Err(error) if error.kind() == DatabaseErrorKind::MissingTable => return,
         Err(error) => {
             findings.add(
                 Level::Red,
