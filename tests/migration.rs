@@ -205,6 +205,19 @@ fn a_move_without_a_database_is_a_move() {
     assert!(site.django.rows().is_empty());
 }
 
+/// A Redis that has no room left, and evicts nothing, refuses whatever could make it grow: a good reason to move.
+#[test]
+fn a_source_that_is_full_is_copied() {
+    let mut site = Site::prepare(DatabaseKind::Sqlite);
+    let keys = site.django.fill("source", 300, 11);
+    site.source.ask::<()>(&["CONFIG", "SET", "maxmemory", "1"]);
+    site.start_proxy(&[]);
+    for kind in ["backfill", "verify"] {
+        site.proxy().done(kind);
+    }
+    assert_eq!(site.expect_same_everywhere(), keys.len());
+}
+
 #[test]
 fn backfill_never_overwrites_what_is_newer_and_never_brings_a_logout_back() {
     let (mut site, keys) = lived_in(DatabaseKind::Sqlite);

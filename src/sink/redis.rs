@@ -34,6 +34,10 @@ pub const WRITE_CHUNK: usize = 512;
 pub const WRITE_CHUNK_BYTES: usize = 4 << 20;
 /// Connections that were given up and are not yet known to be dead on the server. More are forgotten, oldest first.
 const ABANDONED_MAX: usize = 16;
+/// How often a full server is asked for keys that change meanwhile.
+const FULL_TRIES: u32 = 5;
+/// What lies between two looks at the time that is left, where the server does not tell an instant, ms.
+const FULL_TOLERANCE_MS: u64 = 100;
 const INFO: &str = "info";
 
 /// What a Redis holds under a key.
@@ -115,6 +119,8 @@ struct Inner {
     slot: Mutex<Slot>,
     /// Commands sent so far.
     sent: AtomicU64,
+    /// The process that has all that the server was given, where that is known.
+    trusted: std::sync::Mutex<Option<String>>,
 }
 
 #[derive(Default)]
@@ -139,6 +145,7 @@ impl RedisStore {
                 endpoint,
                 slot: Mutex::default(),
                 sent: AtomicU64::new(0),
+                trusted: std::sync::Mutex::default(),
             }),
         }
     }
@@ -163,10 +170,42 @@ impl RedisStore {
     /// together. Where the server is older than 7.0, or does not tell its version, deadlines may be a few milliseconds
     /// early.
     pub async fn read(&self, keys: &[Bytes]) -> Result<Vec<Stored>, StoreError> {
+        self.read_from(keys, |_| true).await
+    }
+
+    /// [`RedisStore::read`] for who takes what is not there for deleted: another process than the trusted one may have lost
+    /// it, and is not asked.
+    ///
+    /// # Errors
+    /// As there; [`StoreErrorKind::Restarted`] where it is another.
+    pub async fn read_trusted(&self, keys: &[Bytes]) -> Result<Vec<Stored>, StoreError> {
+        let trusted = self.trusted().clone();
+        let is_trusted = |run: Option<&String>| trusted.is_none() || run.is_none() || run == trusted.as_ref();
+        self.read_from(keys, is_trusted).await
+    }
+
+    /// The process with this id has all that the server was given. `None`: which one has is not known.
+    pub fn trust(&self, run_id: Option<String>) {
+        *self.trusted() = run_id;
+    }
+
+    fn trusted(&self) -> std::sync::MutexGuard<'_, Option<String>> {
+        self.inner.trusted.lock().expect("no panic while locked")
+    }
+
+    async fn read_from(
+        &self,
+        keys: &[Bytes],
+        may_answer: impl Fn(Option<&String>) -> bool,
+    ) -> Result<Vec<Stored>, StoreError> {
         const OPERATION: &str = "read";
         let mut found = Vec::with_capacity(keys.len());
         for chunk in keys.chunks(READ_CHUNK) {
             let link = self.link().await?;
+            if !may_answer(link.identity.run_id.as_ref()) {
+                let what = "the server was restarted; what it lost is put back first";
+                return Err(self.error(Fault::new(StoreErrorKind::Restarted, what), OPERATION));
+            }
             let mut pipeline = Pipeline::with_capacity(2 * chunk.len() + 3);
             pipeline.cmd("MULTI");
             // Before 7.0 only the time that is left can be had: with the server's own clock it makes an instant.
@@ -179,10 +218,54 @@ impl RedisStore {
             }
             pipeline.cmd("EXEC");
             let replies = self.exchange_on(&link, OPERATION, &pipeline).await?;
-            let replies = transaction(replies).map_err(|fault| self.error(fault, OPERATION))?;
-            found.extend(pairs(replies, chunk.len(), link.pexpiretime).map_err(|fault| self.error(fault, OPERATION))?);
+            let stored = match transaction(replies) {
+                Ok(results) => pairs(results, chunk.len(), link.pexpiretime),
+                Err(fault) if fault.kind == StoreErrorKind::OutOfMemory => {
+                    found.extend(self.read_from_full(&link, chunk).await?);
+                    continue;
+                }
+                Err(fault) => Err(fault),
+            };
+            found.extend(stored.map_err(|fault| self.error(fault, OPERATION))?);
         }
         Ok(found)
+    }
+
+    /// A server that is full and evicts nothing refuses transactions, even those that only read. Here each expiry is read
+    /// before the value and after it: where it is the same, the two belong together.
+    async fn read_from_full(&self, link: &Arc<Link>, keys: &[Bytes]) -> Result<Vec<Stored>, StoreError> {
+        const OPERATION: &str = "read";
+        let expiry = if link.pexpiretime { "PEXPIRETIME" } else { "PTTL" };
+        for _ in 0..FULL_TRIES {
+            let mut pipeline = Pipeline::with_capacity(3 * keys.len() + 1);
+            pipeline.cmd("TIME");
+            for key in keys {
+                pipeline.cmd(expiry).arg(&key[..]);
+                pipeline.cmd("GET").arg(&key[..]);
+                pipeline.cmd(expiry).arg(&key[..]);
+            }
+            let mut replies = self.exchange_on(link, OPERATION, &pipeline).await?.into_iter();
+            let time = replies.next().unwrap_or(Value::Nil);
+            let (mut before, mut after) = (vec![time.clone()], vec![time]);
+            while let (Some(first), Some(value), Some(last)) = (replies.next(), replies.next(), replies.next()) {
+                before.extend([value.clone(), first]);
+                after.extend([value, last]);
+            }
+            let stored = |results| {
+                let stored = pairs(results, keys.len(), link.pexpiretime);
+                stored.map_err(|fault| self.error(fault, OPERATION))
+            };
+            let (before, after) = (stored(before)?, stored(after)?);
+            if before
+                .iter()
+                .zip(&after)
+                .all(|(before, after)| end_alike(before, after))
+            {
+                return Ok(before);
+            }
+        }
+        let what = "the server is out of memory, and sessions change faster than they can be read; raise maxmemory";
+        Err(self.error(Fault::new(StoreErrorKind::OutOfMemory, what), OPERATION))
     }
 
     /// Makes the keys what `writes` says, in that order. After an error some may be done: write the whole batch again.
@@ -533,6 +616,23 @@ fn pairs(results: Vec<Value>, keys: usize, absolute: bool) -> Result<Vec<Stored>
         });
     }
     Ok(found)
+}
+
+/// Whether the same value, read once, has the same end in both.
+fn end_alike(a: &Stored, b: &Stored) -> bool {
+    match (a, b) {
+        (
+            Stored::Value {
+                deadline: Deadline::At(a),
+                ..
+            },
+            Stored::Value {
+                deadline: Deadline::At(b),
+                ..
+            },
+        ) => a.abs_diff(*b) <= FULL_TOLERANCE_MS,
+        (a, b) => a == b,
+    }
 }
 
 fn scan_reply(mut replies: Vec<Value>) -> Option<(u64, Vec<Bytes>)> {

@@ -245,6 +245,35 @@ async fn a_full_redis_is_named_as_such() {
     );
 }
 
+/// Which is when a site has every reason to move.
+#[tokio::test]
+async fn a_full_redis_can_be_read() {
+    let redis = Redis::start(&[]);
+    let store = store(&redis.url());
+    let names: Vec<String> = (0..300).map(|n| format!("k{n}")).collect();
+    let deadline = |n: usize| match n % 3 {
+        0 => Deadline::Never,
+        _ => Deadline::At(now_ms() + 100_000 + n as i64),
+    };
+    let writes: Vec<RedisWrite> = names
+        .iter()
+        .enumerate()
+        .map(|(n, name)| put(name, name, deadline(n)))
+        .collect();
+    store.write(&writes).await.unwrap();
+    raw(&redis.url(), &["RPUSH", "list", "1"]).await;
+    let mut names: Vec<&str> = names.iter().map(String::as_str).collect();
+    names.extend(["list", "none"]);
+    let before = store.read(&keys(&names)).await.unwrap();
+    raw(&redis.url(), &["CONFIG", "SET", "maxmemory", "1"]).await;
+    assert_eq!(
+        store.write_probe("probe").await.unwrap_err().kind(),
+        StoreErrorKind::OutOfMemory
+    );
+    assert_eq!(store.read(&keys(&names)).await.unwrap(), before);
+    assert_eq!(before[300..], [Stored::WrongType, Stored::Absent]);
+}
+
 #[tokio::test]
 async fn credentials_and_permissions_are_told_apart() {
     let redis = Redis::start(&[
@@ -338,6 +367,29 @@ async fn a_restarted_redis_is_connected_to_again() {
     redis.start_again();
     tokio::time::sleep(Duration::from_millis(50)).await;
     store.write(&[put("a", "1", Deadline::Never)]).await.unwrap();
+}
+
+/// What another process does not have, only a process that was told of it can have lost.
+#[tokio::test]
+async fn what_is_not_there_is_gone_only_where_the_trusted_process_says_so() {
+    let mut redis = Redis::start(&[]);
+    let store = store(&redis.url());
+    store.write(&[put("a", "1", Deadline::Never)]).await.unwrap();
+    let there = store.read_trusted(&keys(&["a"])).await.unwrap();
+    assert!(
+        matches!(&there[..], [Stored::Value { .. }]),
+        "none is trusted more than another yet"
+    );
+    store.trust(store.run_id().await.unwrap());
+    assert_eq!(store.read_trusted(&keys(&["a", "b"])).await.unwrap().len(), 2);
+    redis.stop();
+    redis.start_again();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let error = store.read_trusted(&keys(&["a"])).await.unwrap_err();
+    assert_eq!(error.kind(), StoreErrorKind::Restarted, "{error}");
+    assert_eq!(store.read(&keys(&["a"])).await.unwrap(), [Stored::Absent]);
+    store.trust(store.run_id().await.unwrap());
+    assert_eq!(store.read_trusted(&keys(&["a"])).await.unwrap(), [Stored::Absent]);
 }
 
 /// A network that holds back what its first connection sends, once told to, until it is told to let go.

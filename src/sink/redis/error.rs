@@ -25,6 +25,8 @@ pub enum StoreErrorKind {
     NoPermission,
     /// The connection broke while a reply was awaited.
     Closed,
+    /// Another process answers than the one that was trusted.
+    Restarted,
     Other,
 }
 
@@ -46,6 +48,7 @@ impl StoreErrorKind {
             Self::Loading => "loading",
             Self::NoPermission => "no_permission",
             Self::Closed => "closed",
+            Self::Restarted => "restarted",
             Self::Other => "other",
         }
     }
