@@ -82,6 +82,60 @@ fn a_source_that_is_restarted_again_at_once_logs_nobody_out() {
     });
 }
 
+/// A session that was still on its way when the source died is in no other store.
+#[test]
+fn what_no_other_store_had_yet_is_back_with_the_rest() {
+    const OLD: u32 = 50;
+    let mut moving = Moving::start(&[], None);
+    moving.filled(OLD);
+    // It can be read, and takes no writes.
+    moving.target.ask::<()>(&["CONFIG", "SET", "maxmemory", "1"]);
+    let fresh: Vec<String> = (OLD..OLD + 20).map(key).collect();
+    let mut client = moving.client();
+    for name in &fresh {
+        expect(&mut client, &["SETEX", name, "100", "y"], "+OK\r\n");
+    }
+    moving.source.restart_empty();
+    eventually("what the target has is back", Duration::from_secs(10), || {
+        moving.proxy.log_text().contains("sessions that it had lost are back")
+    });
+    sleep(Duration::from_millis(100));
+    let mut client = moving.client();
+    for name in &fresh {
+        expect(&mut client, &["GET", name], "$1\r\ny\r\n");
+    }
+    moving.target.ask::<()>(&["CONFIG", "SET", "maxmemory", "0"]);
+    moving.delivered();
+    for server in [&moving.source, &moving.target] {
+        assert_eq!(server.ask::<u32>(&["DBSIZE"]), OLD + 20);
+    }
+}
+
+/// After the move only the database could have it, and what it is still to be told is known.
+#[test]
+fn what_waits_for_the_database_is_back_after_the_move_too() {
+    let mut site = Site::prepare(DatabaseKind::Postgres);
+    let keys = site.django.fill("source", 3, 7);
+    site.start_proxy(&[]);
+    for kind in ["backfill", "verify", "cutover", "finish"] {
+        site.proxy().done(kind);
+    }
+    let value = sessions(&site.target)[&keys[0]].value.clone();
+    site.stop_database();
+    let mut client = Raw::connect(&site.proxy().address());
+    let name = key(1);
+    let words = [b"SET".as_slice(), name.as_bytes(), &value, b"EX", b"5000"];
+    assert_eq!(client.ask(&words), b"+OK\r\n");
+    site.target.restart_empty();
+    let answer = Raw::connect(&site.proxy().address()).ask(&["GET", &name]);
+    assert!(
+        answer.windows(value.len()).any(|part| part == value),
+        "{}",
+        shown(&answer)
+    );
+    site.restart_database();
+}
+
 /// Of two writes at once Redis tells once, so that these sessions are looked at again when they have been quiet: just
 /// while the source is away, which then comes back without them.
 #[test]

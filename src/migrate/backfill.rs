@@ -165,7 +165,7 @@ impl Controller {
         if reserved.keys().is_empty() || parts.restore.guards() {
             return;
         }
-        let read = parts.stores.authority_store().read(reserved.keys()).await;
+        let read = parts.stores.authority_store().read_trusted(reserved.keys()).await;
         // What a restarted server does not have is not gone.
         if let Ok(stored) = read
             && !parts.restore.guards()

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::time::sleep;
@@ -21,6 +21,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 const FEW: u64 = 20;
 /// The authority is asked again and again, from when a connection to it broke until it answers.
 const ASK_AGAIN: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(100));
+/// A worker may be so late in noticing that its connections were to a process that is gone.
+const LATE: Duration = Duration::from_secs(5);
 
 impl Controller {
     /// Looks after the other Redis, for ever.
@@ -55,8 +57,14 @@ impl Controller {
         }
         // Where it is the authority by now, whether it was filled is not known.
         if known.as_ref() != Some(&run) && self.parts.stores.authority() != server {
-            self.update(|state| *state.runs.of(server) = Some(run));
+            self.remember_process(server, Some(run));
         }
+    }
+
+    /// This process of `server` has all that the server should have.
+    fn remember_process(&self, server: Authority, run: Option<String>) {
+        self.parts.stores.of(server).trust(run.clone());
+        self.update(|state| *state.runs.of(server) = run);
     }
 
     /// Has every session written to `server`, the other Redis, again. Answers once they are there, or it is not that any
@@ -102,6 +110,7 @@ impl Controller {
     pub async fn watch_authority(self: Arc<Self>) {
         let restore = &self.parts.restore;
         self.remember_authority().await;
+        let mut restarted_at: Option<Instant> = None;
         loop {
             restore.trust.doubted().await;
             // What is found out from here on holds for the doubts until now.
@@ -115,13 +124,21 @@ impl Controller {
                 }
             };
             let known = self.state().runs.of(authority).clone();
-            if run.is_some() && known.is_some() && run != known {
+            let restarted = run.is_some() && known.is_some() && run != known;
+            let lately = restarted_at.is_some_and(|at| at.elapsed() < LATE);
+            if restarted {
+                restarted_at = Some(Instant::now());
                 restore.trust.note_restart();
                 tracing::warn!(%authority, "this Redis was restarted: what it has lost is put back from the other stores");
                 self.put_everything_back(authority, &mut backoff).await;
+            } else if lately {
+                // A connection to the process before, which a worker has read to its end only now: its last replies told of
+                // writes that were not known when everything was put back.
+                restore.trust.note_restart();
+                self.put_pending_back(authority, &mut backoff).await;
             }
             if run != known {
-                self.update(|state| *state.runs.of(authority) = run);
+                self.remember_process(authority, run);
             }
             restore.settle(doubts);
         }
@@ -138,7 +155,7 @@ impl Controller {
                     tracing::warn!(%authority, "this Redis was restarted while the proxy was not there; if it has lost \
                         sessions, `sessionferry restore` puts them back from the other stores");
                 }
-                self.update(|state| *state.runs.of(authority) = run);
+                self.remember_process(authority, run);
                 return;
             }
             sleep(backoff.wait()).await;
@@ -146,6 +163,8 @@ impl Controller {
     }
 
     async fn put_everything_back(&self, authority: Authority, backoff: &mut Backoff) {
+        // First: what is delivered from here on is found in the other stores.
+        self.put_pending_back(authority, backoff).await;
         let mut told = false;
         while self.parts.stores.authority() == authority {
             match self.restore_all(|_| true).await {
@@ -167,6 +186,21 @@ impl Controller {
         }
     }
 
+    /// What no other store has yet.
+    async fn put_pending_back(&self, authority: Authority, backoff: &mut Backoff) {
+        let mut told = false;
+        while self.parts.stores.authority() == authority {
+            match self.parts.restore.put_pending_back().await {
+                Ok(_) => return,
+                Err(error) if !std::mem::replace(&mut told, true) => {
+                    tracing::warn!(%error, "sessions on their way cannot be put back yet; trying again");
+                }
+                Err(error) => tracing::debug!(%error, "sessions on their way cannot be put back yet"),
+            }
+            sleep(backoff.wait()).await;
+        }
+    }
+
     /// Whether the other Redis, about to become the authority, still has what was copied to it.
     pub(super) async fn check_kept(&self, to: Authority) -> Result<String, String> {
         let run = self
@@ -177,6 +211,10 @@ impl Controller {
             .await
             .map_err(|error| error.to_string())?;
         let known = self.state().runs.of(to).clone();
+        if known.is_none() {
+            // So soon after the start that nobody has looked yet; its sessions were compared since.
+            self.remember_process(to, run.clone());
+        }
         if self.filling.load(Relaxed) || (known.is_some() && known != run) {
             return Err(format!(
                 "the {to} was restarted and is being filled again: wait until nothing is pending there"

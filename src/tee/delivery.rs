@@ -20,7 +20,7 @@ use super::pending::{Origin, Taken};
 use super::{Pending, Restore, Rows, SinkName, Tee};
 use crate::net::Backoff;
 use crate::session::{Deadline, Effect};
-use crate::sink::{RedisStore, RedisWrite};
+use crate::sink::{RedisStore, RedisWrite, StoreErrorKind};
 use crate::status::Authority;
 
 /// Keys per batch.
@@ -322,8 +322,13 @@ impl Delivery {
             ));
         }
         let keys: Vec<Bytes> = dirty.iter().map(|taken| taken.key.clone()).collect();
-        let stored = self.stores.of(authority).read(&keys).await;
-        let stored = stored.map_err(|error| format!("reading from the {authority}: {error}"))?;
+        let stored = self.stores.of(authority).read_trusted(&keys).await.map_err(|error| {
+            if error.kind() == StoreErrorKind::Restarted {
+                // Noticed here before any connection of the clients ended.
+                self.restore.doubt();
+            }
+            format!("reading from the {authority}: {error}")
+        })?;
         let states = stored.into_iter().map(|stored| known(stored.into()));
         Ok(dirty.iter().copied().zip(states).collect())
     }

@@ -47,6 +47,15 @@ pub struct Restore {
     resurrected: AtomicU64,
 }
 
+/// What the other stores have of sessions that the authority lacks.
+struct Found {
+    sessions: Vec<NewKey>,
+    /// The keys of those that come from rows.
+    from_rows: HashSet<Bytes>,
+    /// Why the other Redis could not be asked for some that are nowhere else.
+    unread: Option<StoreError>,
+}
+
 impl std::fmt::Debug for Restore {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Restore({:?})", self.trust)
@@ -119,7 +128,8 @@ impl Restore {
             if verdict == Verdict::Restarted
                 && let Err(error) = restore.put_back(&keys).await
             {
-                tracing::warn!(%error, "sessions that are asked for cannot be put back into the authority");
+                // Whoever puts everything back says so, once.
+                tracing::debug!(%error, "sessions that are asked for cannot be put back into the authority");
             }
             doubts
         });
@@ -131,13 +141,22 @@ impl Restore {
     /// Puts back what the authority lacks of `keys`, which may not come twice.
     ///
     /// # Errors
-    /// The authority cannot be asked, or takes nothing. That another store is away only means that nothing comes from it.
+    /// The authority cannot be asked, or takes nothing; or it lacks what the other Redis, which cannot be read, may have.
     pub async fn put_back(&self, keys: &[Bytes]) -> Result<Restored, String> {
+        let (outcome, unread) = self.put_back_what_can_be_read(keys).await?;
+        match unread {
+            Some(error) => Err(format!("the other Redis cannot be read: {error}")),
+            None => Ok(outcome),
+        }
+    }
+
+    /// Besides, answers why the other Redis could not be read, where it may have what nothing else has.
+    async fn put_back_what_can_be_read(&self, keys: &[Bytes]) -> Result<(Restored, Option<StoreError>), String> {
         let mut outcome = Restored::default();
         let _remembering = self.remember();
         if self.tombstones.is_full() || self.tee.pending_wipe().is_some() {
             outcome.skipped = keys.len() as u64;
-            return Ok(outcome);
+            return Ok((outcome, None));
         }
         let authority = self.stores.authority();
         let store = self.stores.of(authority);
@@ -150,9 +169,13 @@ impl Restore {
             .map(|(key, _)| key.clone())
             .collect();
         outcome.present = (keys.len() - lacking.len()) as u64;
-        let (found, from_rows) = self.find(lacking, &mut outcome).await;
+        let Found {
+            sessions: found,
+            from_rows,
+            unread,
+        } = self.find(lacking, &mut outcome).await;
         if found.is_empty() {
-            return Ok(outcome);
+            return Ok((outcome, unread));
         }
         let (before, found): (Vec<NewKey>, Vec<NewKey>) =
             found.into_iter().partition(|new| self.tombstones.contains(&new.key));
@@ -180,7 +203,22 @@ impl Restore {
             }
         }
         self.restored.fetch_add(outcome.restored, Relaxed);
-        Ok(outcome)
+        Ok((outcome, unread))
+    }
+
+    /// Puts back what is on its way to the other stores, and so may be in none of them yet.
+    ///
+    /// # Errors
+    /// The authority cannot be asked, or takes nothing.
+    pub async fn put_pending_back(&self) -> Result<Restored, String> {
+        let mut keys: Vec<Bytes> = self.tee.unfinished().into_iter().map(|(key, _)| key).collect();
+        keys.sort_unstable();
+        keys.dedup();
+        let mut total = Restored::default();
+        for batch in keys.chunks(BATCH) {
+            total += self.put_back(batch).await?;
+        }
+        Ok(total)
     }
 
     /// Whether there are rows to put back from.
@@ -216,7 +254,9 @@ impl Restore {
                 }
                 looked_at += keys.len() as u64;
                 if site.patterns.is_one() {
-                    total += self.put_back(&keys).await?;
+                    // Each had a row a moment ago: what has none now was logged out.
+                    let (outcome, _) = self.put_back_what_can_be_read(&keys).await?;
+                    total += outcome;
                 } else {
                     // Which of its kinds of keys a row belongs to, it does not say. Who asks for a session says it.
                     total.skipped += keys.len() as u64;
@@ -229,9 +269,10 @@ impl Restore {
         Ok((total, Ok(())))
     }
 
-    /// The sessions under `keys` as the other stores have them, and which of them come from rows.
-    async fn find(&self, keys: Vec<Bytes>, outcome: &mut Restored) -> (Vec<NewKey>, HashSet<Bytes>) {
+    /// The sessions under `keys` as the other stores have them.
+    async fn find(&self, keys: Vec<Bytes>, outcome: &mut Restored) -> Found {
         let now = now_ms();
+        let mut unread = None;
         let (mut found, mut elsewhere) = (Vec::new(), Vec::new());
         for key in keys {
             // While the authority is not trusted, what was in flight is known: what deletes was noted.
@@ -240,7 +281,9 @@ impl Restore {
                 outcome.skipped += 1;
                 continue;
             }
-            match self.tee.redis.effect(&key) {
+            // What is known on its way to one sink is what has reached, or is on its way to, the other.
+            let on_its_way = self.tee.sinks().into_iter().filter_map(|sink| sink.effect(&key));
+            match on_its_way.into_iter().find(Effect::is_known) {
                 Some(Effect::Put { value, deadline }) => found.push(NewKey { key, value, deadline }),
                 Some(Effect::Delete) => outcome.absent += 1,
                 _ => elsewhere.push(key),
@@ -257,16 +300,26 @@ impl Restore {
                         }
                     }
                 }
-                Err(error) => tracing::debug!(%error, "nothing can be put back from the other Redis"),
+                Err(error) => {
+                    tracing::debug!(%error, "nothing can be put back from the other Redis");
+                    unread = Some(error);
+                }
             }
         }
-        let from_redis = found.len();
+        let (from_redis, wanted) = (found.len(), elsewhere.len());
         self.find_rows(elsewhere, &mut found, outcome).await;
-        let from_rows = found[from_redis..].iter().map(|new| new.key.clone()).collect();
+        let from_rows: HashSet<Bytes> = found[from_redis..].iter().map(|new| new.key.clone()).collect();
+        if from_rows.len() == wanted {
+            unread = None;
+        }
         let all = found.len();
         found.retain(|new| !new.deadline.is_past(now));
         outcome.absent += (all - found.len()) as u64;
-        (found, from_rows)
+        Found {
+            sessions: found,
+            from_rows,
+            unread,
+        }
     }
 
     async fn find_rows(&self, mut keys: Vec<Bytes>, found: &mut Vec<NewKey>, outcome: &mut Restored) {
