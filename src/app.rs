@@ -20,9 +20,9 @@ use crate::net::Endpoint;
 use crate::net::tls::TlsAcceptor;
 use crate::proxy::access::{Access, Users};
 use crate::proxy::identity::Servers;
-use crate::proxy::{self, Listener, Proxy, Shared};
+use crate::proxy::{self, Ended, Listener, Proxy, Shared};
 use crate::session::row::RowCodec;
-use crate::session::{Compression, Compressor, KeyPatterns, Serializer, SessionSerializer, ValueFormat};
+use crate::session::{Aliases, Compression, Compressor, KeyPatterns, Serializer, SessionSerializer, ValueFormat};
 use crate::sink::{Database, DatabaseOptions, RedisStore, StoreErrorKind};
 use crate::status::{Authority, Restored};
 use crate::tee::delivery::{Counters, Delivery, Stores};
@@ -44,6 +44,7 @@ struct Setup {
     source: Endpoint,
     target: Endpoint,
     patterns: KeyPatterns,
+    aliases: Option<Aliases>,
     rows: Option<Arc<Rows>>,
 }
 
@@ -63,11 +64,15 @@ fn setup(config: &Config) -> Result<Setup, String> {
         .flat_map(|site| site.django.session_key_patterns.clone())
         .collect();
     let patterns = KeyPatterns::parse(&all).map_err(|error| error.to_string())?;
+    let mixed = config.sites.iter().map(|site| &site.django);
+    let mixed = mixed.filter(|django| django.engine == config::Engine::Both);
+    let aliases = Aliases::of_engines(mixed.flat_map(|django| &django.session_key_patterns));
     let rows = config.sites.iter().filter_map(|site| rows_of(site).transpose());
     Ok(Setup {
         source,
         target,
         patterns,
+        aliases: aliases.map_err(|error| error.to_string())?,
         rows: Rows::new(rows.collect::<Result<_, String>>()?),
     })
 }
@@ -305,6 +310,8 @@ async fn serve(config: &Config) -> Result<(), String> {
     let restore = Arc::new(Restore::new(tee.clone(), stores.clone(), own_rows.clone()));
     let shared = Arc::new(Shared {
         tee: tee.clone(),
+        aliases: setup.aliases,
+        ended: Ended::default(),
         rescue: Some(rescue.clone()),
         restore: Some(restore.clone()),
         journal: journal.clone(),

@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use crate::net::Endpoint;
 use crate::net::tls::TlsAcceptor;
+use crate::session::cached_db_name;
 
 pub use gather::DEFAULT_FILE;
 use gather::Gather;
@@ -93,6 +94,7 @@ impl Config {
         let config = assemble(&mut g);
         let mut problems = std::mem::take(&mut g.problems);
         problems.extend(unsupported(&config));
+        problems.extend(both_engines(&config));
         match problems.is_empty() {
             true => Ok(Config {
                 effective: g.settings,
@@ -194,11 +196,11 @@ fn overlaps(sites: &[Site]) -> Vec<String> {
                     "django.session_key_patterns: two sites have the same keys, {pattern}: give each its own (django.key_prefix …)"
                 ));
             }
-            let twin = pattern.replace("sessions.cached_db{session_key}", "sessions.cache{session_key}");
-            if twin != *pattern && patterns.contains(&twin) {
+            if let Some(twin) = cached_db_name(pattern).filter(|twin| patterns.contains(twin)) {
                 problems.push(format!(
                     "django.session_key_patterns: {pattern} and {twin} are one session under two engines, whose rows would undo each \
-                     other: let all workers use one engine first"
+                     other: let all workers use one engine, or, while they change from one to the other, set django.engine = both and \
+                     leave {twin} out"
                 ));
             }
         }
@@ -210,6 +212,34 @@ fn overlaps(sites: &[Site]) -> Vec<String> {
                  keys, list them in django.session_key_patterns",
                 site.database.table
             ));
+        }
+    }
+    problems
+}
+
+/// What the engines side by side need: a session that both kinds of workers find, and a logout that both hear of.
+fn both_engines(config: &Config) -> Vec<String> {
+    let mut problems = Vec::new();
+    for site in config.sites.iter().filter(|site| site.django.engine == Engine::Both) {
+        let patterns = &site.django.session_key_patterns;
+        if let Some(pattern) = patterns.iter().find(|pattern| cached_db_name(pattern).is_none()) {
+            problems.push(format!(
+                "django.engine = both: {pattern} does not tell the engines' keys apart: it must hold sessions.cache{{session_key}}"
+            ));
+        }
+        if site.database.url.is_none() || site.database.mode != DatabaseMode::Write {
+            problems.push(
+                "django.engine = both: a worker with cached_db looks for the rows of what a worker with cache has written: set database.url, \
+                 and database.mode = write"
+                    .into(),
+            );
+        }
+        if config.tee.ack != Ack::All {
+            problems.push(
+                "django.engine = both: a worker with cached_db would find a session in the table that was logged out a moment ago: set \
+                 tee.ack = all"
+                    .into(),
+            );
         }
     }
     problems
@@ -405,7 +435,10 @@ fn django(g: &mut Gather<'_>, database: &Database) -> Django {
         .unwrap_or_else(|| "1".into());
     let engine = g.optional("django.engine", Engine::parse).unwrap_or(Engine::Cache);
     let session_key_patterns = g.optional("django.session_key_patterns", patterns).unwrap_or_else(|| {
-        let engine = engine.as_str();
+        let engine = match engine {
+            Engine::Both => Engine::Cache.as_str(),
+            engine => engine.as_str(),
+        };
         let pattern = format!("{key_prefix}:{key_version}:django.contrib.sessions.{engine}{{session_key}}");
         // A wrong one makes every session invisible, so the log shows it, whatever it was made from.
         g.settings.push(format!(

@@ -12,6 +12,7 @@ mod balance;
 mod client;
 mod dispatch;
 mod downstream;
+mod ended;
 mod gate;
 mod handover;
 pub mod identity;
@@ -32,10 +33,12 @@ use tokio::time::timeout_at;
 
 use crate::journal::Journal;
 use crate::net::tls::TlsAcceptor;
+use crate::session::Aliases;
 use crate::status::Authority;
 use crate::tee::{Rescue, Restore, Shield, SinkName, Tee};
 pub use access::Access;
 use balance::Load;
+pub use ended::Ended;
 use identity::{Identity, Servers};
 pub use listener::{Listen, Listener};
 pub use pause::Pause;
@@ -48,6 +51,10 @@ use worker::{Order, Peer, Worker};
 #[derive(Debug)]
 pub struct Shared {
     pub tee: Arc<Tee>,
+    /// Other names that clients have for sessions.
+    pub aliases: Option<Aliases>,
+    /// Sessions, by the name that is used, that were logged out a moment ago, where there are other names.
+    pub ended: Ended,
     /// Where sessions are read while the authority is away.
     pub rescue: Option<Arc<Rescue>>,
     pub journal: Arc<Journal>,

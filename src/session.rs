@@ -7,6 +7,7 @@
 //! [`row::RowCodec`] is what the rest of the program uses; under it lie [`value`] (Redis value to dictionary, through
 //! [`compress`], and [`pickle`], [`json`] or msgpack), and [`signing`] (the signed envelope of a row).
 
+mod alias;
 pub mod compress;
 pub mod effect;
 pub mod expiry;
@@ -19,6 +20,7 @@ pub mod row;
 pub mod signing;
 pub mod value;
 
+pub use alias::{Aliases, cached_db_name};
 pub use compress::Compressor;
 pub use effect::Effect;
 pub use expiry::Deadline;

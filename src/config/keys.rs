@@ -109,7 +109,7 @@ pub const KEYS: &[Key] = &[
         .flag("key-prefix", "SESSIONFERRY_KEY_PREFIX"),
     key("django.key_version", "VERSION", "1", "VERSION of the cache that holds the sessions")
         .flag("key-version", "SESSIONFERRY_KEY_VERSION"),
-    key("django.engine", "ENGINE", "cache", "Django's session engine: cache or cached_db").flag("engine", "SESSIONFERRY_ENGINE"),
+    key("django.engine", "ENGINE", "cache", "Django's session engine: cache, cached_db, or both while workers change from one to the other").flag("engine", "SESSIONFERRY_ENGINE"),
     key("django.session_key_patterns", "LIST", "", "Redis keys that are sessions, with {session_key} in its place; for a custom KEY_FUNCTION"),
     key("django.value_serializer", "NAME", "auto", "How Django's cache writes values: auto, pickle, json, msgpack or signed")
         .flag("value-serializer", "SESSIONFERRY_VALUE_SERIALIZER"),

@@ -292,7 +292,30 @@ fn what_is_wrong_with_a_site_is_said_with_its_number() {
     );
     bad(
         "django.session_key_patterns = [\":1:django.contrib.sessions.cache{session_key}\", \":1:django.contrib.sessions.cached_db{session_key}\"]",
-        &["one session under two engines", "one engine first"],
+        &[
+            "one session under two engines",
+            "django.engine = both",
+            "leave :1:django.contrib.sessions.cached_db{session_key} out",
+        ],
+    );
+}
+
+#[test]
+fn both_engines_are_one_session() {
+    let table = "tee.ack = \"all\"\ndatabase.url = \"sqlite:////d\"\n";
+    let c = good(&format!("{table}django.engine = \"both\""));
+    assert_eq!(
+        c.sites[0].django.session_key_patterns,
+        [":1:django.contrib.sessions.cache{session_key}"]
+    );
+    bad("django.engine = \"both\"", &["tee.ack = all"]);
+    bad(
+        &format!("{table}django.engine = \"both\"\ndatabase.mode = \"verify\""),
+        &["database.mode = write"],
+    );
+    bad(
+        &format!("{table}django.engine = \"both\"\ndjango.session_key_patterns = [\"p{{session_key}}\"]"),
+        &["p{session_key}", "sessions.cache{session_key}"],
     );
 }
 

@@ -41,7 +41,11 @@ choices! {
 }
 choices! {
     /// Django's session engine, which decides the keys' names.
-    Engine { Cache = "cache", CachedDb = "cached_db" }
+    Engine {
+        Cache = "cache", CachedDb = "cached_db",
+        /// Some workers have the one and some the other: the keys are those of `cache`.
+        Both = "both",
+    }
 }
 choices! {
     /// How Django's cache writes a value.

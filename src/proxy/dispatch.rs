@@ -67,6 +67,12 @@ impl Downstream {
             };
             return self.dispatch(&encoded, &request);
         };
+        if let Some(aliases) = &worker.shared.aliases
+            && let Some(renamed) = aliases.rename(frame, |key| worker.shared.ended.contains(key))
+            && let Ok(Some(request)) = RequestScanner::default().scan(&renamed)
+        {
+            return self.dispatch(&renamed, &request);
+        }
         let entry = command.entry();
         if !worker.shared.access.is_the_authoritys()
             && let Some(decided) = self.admit(command, frame, request)

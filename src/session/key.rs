@@ -79,7 +79,7 @@ impl KeyPattern {
         })
     }
 
-    fn session_key<'a>(&self, redis_key: &'a [u8]) -> Option<&'a str> {
+    pub(super) fn session_key<'a>(&self, redis_key: &'a [u8]) -> Option<&'a str> {
         let rest = redis_key.strip_prefix(self.prefix.as_bytes())?;
         let key = rest.strip_suffix(self.suffix.as_bytes())?;
         let takes = match self.shape {
@@ -92,6 +92,21 @@ impl KeyPattern {
             }
         };
         if takes { std::str::from_utf8(key).ok() } else { None }
+    }
+
+    pub(super) fn redis_key(&self, session_key: &str) -> Vec<u8> {
+        [self.prefix.as_str(), session_key, self.suffix.as_str()]
+            .concat()
+            .into_bytes()
+    }
+
+    pub(super) fn may_be_in(&self, bytes: &[u8]) -> bool {
+        let literal = if self.prefix.is_empty() {
+            &self.suffix
+        } else {
+            &self.prefix
+        };
+        memchr::memmem::find(bytes, literal.as_bytes()).is_some()
     }
 }
 
@@ -144,11 +159,8 @@ impl KeyPatterns {
     /// The Redis key of a session, made with the first pattern.
     pub fn redis_key(&self, session_key: &str) -> Vec<u8> {
         // Both constructors refuse to make an empty list, so `first` is always there.
-        let (prefix, suffix) = self
-            .0
-            .first()
-            .map_or(("", ""), |p| (p.prefix.as_str(), p.suffix.as_str()));
-        [prefix, session_key, suffix].concat().into_bytes()
+        let first = self.0.first().map(|pattern| pattern.redis_key(session_key));
+        first.unwrap_or_default()
     }
 
     /// Whether a session's key in Redis follows from its own.
@@ -158,24 +170,12 @@ impl KeyPatterns {
 
     /// Every Redis key that the session may have, the usual one first.
     pub fn redis_keys(&self, session_key: &str) -> Vec<Vec<u8>> {
-        let key = |p: &KeyPattern| {
-            [p.prefix.as_str(), session_key, p.suffix.as_str()]
-                .concat()
-                .into_bytes()
-        };
-        self.0.iter().map(key).collect()
+        self.0.iter().map(|pattern| pattern.redis_key(session_key)).collect()
     }
 
     /// Whether a session key may stand anywhere in `bytes` (one whole command): a quick no for nearly all of them.
     pub fn may_be_in(&self, bytes: &[u8]) -> bool {
-        self.0.iter().any(|pattern| {
-            let literal = if pattern.prefix.is_empty() {
-                &pattern.suffix
-            } else {
-                &pattern.prefix
-            };
-            memchr::memmem::find(bytes, literal.as_bytes()).is_some()
-        })
+        self.0.iter().any(|pattern| pattern.may_be_in(bytes))
     }
 
     /// `MATCH` globs for `SCAN`, one per pattern. They match more than sessions (that of `cache` also finds the keys of

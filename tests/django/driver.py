@@ -290,7 +290,8 @@ def hammer(args):
     over = threading.Event()
     import importlib
 
-    Store = importlib.import_module(settings.SESSION_ENGINE).SessionStore
+    engines = ["django.contrib.sessions.backends." + name for name in args.engines.split(",") if name]
+    stores = [importlib.import_module(engine).SessionStore for engine in engines or [settings.SESSION_ENGINE]]
 
     def attempt(op, key, n, call):
         """Did it happen, as far as the visitor was told? What was about to be written is logged before."""
@@ -310,6 +311,7 @@ def hammer(args):
         while not over.is_set():
             if args.think:
                 over.wait(dice.random() * 2 * args.think / 1000)
+            Store = dice.choice(stores) if len(stores) > 1 else stores[0]
             if key is None:
                 session = Store()
                 session["n"], session["visitor"], session["pad"] = 1, "Zoë %d" % number, "x" * dice.randrange(2000)
@@ -583,6 +585,7 @@ def main():
     hammering = commands.add_parser("hammer")
     hammering.add_argument("--log", required=True)
     hammering.add_argument("--sessions", type=int, default=50)
+    hammering.add_argument("--engines", default="", help="several: each request is served by a worker with one of them")
     hammering.add_argument("--seconds", type=float, default=0, help="0: until standard input closes")
     hammering.add_argument("--think", type=float, default=0, help="mean milliseconds between a visitor's requests")
     hammering.add_argument("--logout", type=float, default=0.05, help="share of requests that log out")

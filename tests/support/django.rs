@@ -234,8 +234,13 @@ pub struct Hammer {
 
 impl Hammer {
     pub fn start(version: &str, url: &str, visitors: usize, more: &[&str]) -> Hammer {
+        Hammer::start_with(version, url, "", visitors, more)
+    }
+
+    /// With the session table, for the engines that use it.
+    pub fn start_with(version: &str, url: &str, database: &str, visitors: usize, more: &[&str]) -> Hammer {
         let dir = tempfile::tempdir().unwrap();
-        let mut command = driver(version, "cache", &[("proxy", url.to_owned())], "", SECRET);
+        let mut command = driver(version, "cache", &[("proxy", url.to_owned())], database, SECRET);
         command
             .arg("hammer")
             .arg("--log")

@@ -28,10 +28,8 @@ impl Worker {
             SessionWrite::Keys(planned) => {
                 for (key, hope) in planned.hopes(now_ms()) {
                     let seq = tee.begin(upstream, key);
-                    if hope == Effect::Delete
-                        && let Some(restore) = &self.shared.restore
-                    {
-                        restore.note_delete(key);
+                    if hope == Effect::Delete {
+                        self.note_delete(key);
                     }
                     if self.shared.journaled {
                         journal.append(seq, key, &RecordedEffect::from(&hope));
@@ -44,6 +42,15 @@ impl Worker {
                     journal.append(seq, b"", &RecordedEffect::Wipe);
                 }
             }
+        }
+    }
+
+    fn note_delete(&self, key: &Bytes) {
+        if let Some(restore) = &self.shared.restore {
+            restore.note_delete(key);
+        }
+        if self.shared.aliases.is_some() {
+            self.shared.ended.note(key);
         }
     }
 
