@@ -129,15 +129,21 @@ impl RequestScanner {
     }
 }
 
+/// Where `byte` is. As Redis looks for the end of a line: not beyond a NUL.
+#[inline]
+fn find(byte: u8, text: &[u8]) -> Option<usize> {
+    memchr::memchr2(byte, 0, text).filter(|&at| text[at] == byte)
+}
+
 /// The text from `start` up to the next CR, and where the next line starts. `None` while the line is not whole.
 #[inline]
 fn line(buffer: &[u8], start: usize, too_long: ProtocolError) -> Result<Option<(&[u8], usize)>, ProtocolError> {
     let rest = &buffer[start..];
     // Lengths are short: a plain loop beats a vectorised search.
     let window = &rest[..rest.len().min(24)];
-    let end = match window.iter().position(|&b| b == b'\r') {
-        Some(end) => Some(end),
-        None => memchr::memchr(b'\r', rest),
+    let end = match window.iter().position(|&b| b == b'\r' || b == 0) {
+        Some(end) => Some(end).filter(|&end| rest[end] != 0),
+        None => find(b'\r', rest),
     };
     match end {
         Some(end) if end + 1 < rest.len() => Ok(Some((&rest[..end], start + end + 2))),
@@ -148,7 +154,7 @@ fn line(buffer: &[u8], start: usize, too_long: ProtocolError) -> Result<Option<(
 }
 
 fn scan_inline(buffer: &[u8]) -> Result<Option<Request>, ProtocolError> {
-    let Some(end) = memchr::memchr(b'\n', buffer) else {
+    let Some(end) = find(b'\n', buffer) else {
         return if buffer.len() > MAX_LINE_LEN {
             Err(ProtocolError::InlineTooBig)
         } else {
@@ -276,6 +282,21 @@ mod tests {
             scan_all(b"*0\r\n*-1\r\n\r\n\nPING\r\n").unwrap(),
             [(4, 0), (5, 0), (2, 0), (1, 0), (6, 1)]
         );
+    }
+
+    /// Its C strings end there: no line ends beyond a NUL, and more may come for ever.
+    #[test]
+    fn waits_at_a_nul_as_redis_does() {
+        for bytes in [
+            &b"PI\0NG\r\nPING\r\n"[..],
+            b"*1\0\r\n$4\r\nPING\r\n",
+            b"*1\r\n$4\0\r\nPING\r\n",
+        ] {
+            assert_eq!(scan_all(bytes).unwrap(), []);
+        }
+        assert_eq!(scan_all(b"*1\r\n$1\r\n\0\r\nPING\r\n").unwrap(), [(11, 1), (6, 1)]);
+        let error = scan_all(&[b"\0\n".as_slice(), &[b'a'; 70_000]].concat()).unwrap_err();
+        assert_eq!(error.to_string(), "Protocol error: too big inline request");
     }
 
     #[test]

@@ -35,6 +35,7 @@ const LEFT_OUT: &[LeftOut] = &[
     left_out("client pause", "a longer pause only makes the test slow", |words| words.get(2).is_some_and(|time| time.parse::<u64>().is_ok_and(|time| time > 30))),
     left_out("migrate", "to a port where a server may be", |words| words.get(2).is_some_and(|port| port != "1")),
     left_out("spop", "what is drawn by lot makes the servers differ from there on", any),
+    left_out("sort", "what BY sorts alike is in the order of the server's own hash seed, and so what STORE keeps of it", |words| ["by", "store"].iter().all(|word| words.iter().any(|other| other == word))),
     left_out("xadd", "an id made of the time is another on each server, and so is what follows", |words| words[1..].iter().any(|word| word.contains('*'))),
     left_out("cluster", "off in these servers: one answer is enough", |words| words.len() > 3),
     left_out("client tracking", "the connection of a number that is drawn need not be the same on both sides, nor be there", |words| words.windows(2).any(|pair| pair[0] == "redirect" && !pair[1].starts_with("@id:"))),

@@ -53,6 +53,10 @@ const MASKS: &[Mask] = &[
     mask("role", "nothing differs without replicas", same),
 ];
 
+/// What weighs the same (as all does where no key has a weight) stays in the order of the server's own hash seed, from
+/// which LIMIT cuts.
+const SORTED_BY: Mask = mask("sort,sort_ro", "with BY, LIMIT cuts from what is in no order", shape);
+
 /// What is masked on one connection.
 #[derive(Default)]
 pub struct Masks {
@@ -75,6 +79,7 @@ impl Masks {
             match name.as_str() {
                 "multi" => self.in_transaction = true,
                 "exec" | "discard" | "reset" => self.in_transaction = false,
+                "sort" | "sort_ro" if words.iter().any(|word| lower(word) == "by") => self.active.push(&SORTED_BY),
                 "unsubscribe" | "punsubscribe" | "sunsubscribe" if words.len() == 1 => self.unsubscribed = true,
                 _ => {}
             }
