@@ -60,10 +60,11 @@ class Tally:
 class Browser(threading.Thread):
     """One user, and what this user's session must hold: the oracle."""
 
-    def __init__(self, port, person, tally, stop):
+    def __init__(self, port, person, tally, stop, host="127.0.0.1"):
         super().__init__(name=person["user"], daemon=True)
         self.port, self.person, self.tally, self.stop = port, person, tally, stop
-        self.connection = http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT_SECONDS)
+        self.connection = http.client.HTTPConnection(host, port, timeout=TIMEOUT_SECONDS)
+        self.started = False
         self.jar, self.dead, self.unsure = {}, [], []
         self.forget()
         if person["key"]: # logged in before the migration began
@@ -240,25 +241,28 @@ class Browser(threading.Thread):
         self.jar.clear()
         self.forget()
 
+    def go_on(self):
+        """One thing that this user does, whatever comes of it."""
+        try:
+            if not self.started:
+                self.look()
+                self.started = True
+            self.click()
+        except Failure as failure:
+            self.tally.count("errors", str(failure))
+            self.start_over()
+            self.stop.wait(0.5)
+        except Mismatch as mismatch:
+            self.start_over(*mismatch.args)
+            self.started = False
+        except Exception as error: # a mistake in this file must not end a browser silently
+            self.tally.count("errors", f"in the demo itself: {error!r}")
+            self.start_over()
+            self.started = False
+
     def run(self):
-        started = False
         while not self.stop.is_set():
-            try:
-                if not started:
-                    self.look()
-                    started = True
-                self.click()
-            except Failure as failure:
-                self.tally.count("errors", str(failure))
-                self.start_over()
-                self.stop.wait(0.5)
-            except Mismatch as mismatch:
-                self.start_over(*mismatch.args)
-                started = False
-            except Exception as error: # a mistake in this file must not end a browser silently
-                self.tally.count("errors", f"in the demo itself: {error!r}")
-                self.start_over()
-                started = False
+            self.go_on()
             self.stop.wait(random.uniform(*THINK_SECONDS))
         self.connection.close()
 
@@ -283,10 +287,14 @@ class Crowd:
                 self.tally.count("errors", f"the browser of {browser.name} never came back")
 
     def outcome(self):
-        """What check.py compares with the stores."""
-        live = [expected for expected in (browser.expected() for browser in self.browsers) if expected]
-        return {
-            "live": live,
-            "dead": [key for browser in self.browsers for key in browser.dead],
-            "unsure": [key for browser in self.browsers for key in browser.unsure],
-        }
+        return outcome(self.browsers)
+
+
+def outcome(browsers):
+    """What check.py compares with the stores."""
+    live = [expected for expected in (browser.expected() for browser in browsers) if expected]
+    return {
+        "live": live,
+        "dead": [key for browser in browsers for key in browser.dead],
+        "unsure": [key for browser in browsers for key in browser.unsure],
+    }

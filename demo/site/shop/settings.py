@@ -6,13 +6,14 @@ SHOP_REDIS           where the cache is: the old Redis, the proxy, or the new Re
 SHOP_SESSION_ENGINE  "cache" (the site) or "cached_db" (reading the database back)
 SHOP_DATABASE        the database as a URL, in the form that sessionferry takes too
 SHOP_SECRET_KEY      SECRET_KEY
+SHOP_HOST            the name that browsers know it by (127.0.0.1)
 """
 import os
 from urllib.parse import unquote, urlsplit
 
 SECRET_KEY = os.environ["SHOP_SECRET_KEY"]
 DEBUG = False
-ALLOWED_HOSTS = ["127.0.0.1"]
+ALLOWED_HOSTS = [os.environ.get("SHOP_HOST", "127.0.0.1"), "127.0.0.1", "localhost"]
 ROOT_URLCONF = "shop.urls"
 WSGI_APPLICATION = "shop.wsgi.application"
 USE_TZ = True
