@@ -76,6 +76,19 @@ fn promtool_accepts_the_rules() {
     }
 }
 
+/// What systemd does not know it ignores.
+#[test]
+fn systemd_knows_every_word_of_the_unit() {
+    let unit = root("deploy/systemd/sessionferry.service");
+    match Command::new("systemd-analyze").arg("verify").arg(unit).output() {
+        Ok(checked) => {
+            let said = String::from_utf8_lossy(&checked.stderr).into_owned();
+            assert!(!said.contains("ignoring"), "{said}");
+        }
+        Err(error) => println!("skipped: systemd-analyze: {error}"),
+    }
+}
+
 /// Every variable that the examples set is one that the program knows.
 #[test]
 fn variables_are_those_of_the_program() {
