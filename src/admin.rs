@@ -15,7 +15,7 @@ use std::time::Duration;
 use axum::body::{Body, to_bytes};
 use axum::extract::{Path, Request, State};
 use axum::http::{HeaderName, StatusCode, header};
-use axum::response::{Html, IntoResponse, Response};
+use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router, middleware};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -125,12 +125,24 @@ pub async fn serve(
 
 fn router(app: App) -> Router {
     let mut router = Router::new()
-        .route("/", get(page))
+        .route(
+            "/",
+            get(async || page("text/html; charset=utf-8", include_str!("admin/page/index.html"))),
+        )
+        .route(
+            "/page.css",
+            get(async || page("text/css", include_str!("admin/page/page.css"))),
+        )
+        .route(
+            "/page.js",
+            get(async || page("text/javascript", include_str!("admin/page/page.js"))),
+        )
         .route("/livez", get(livez))
         .route("/readyz", get(readyz))
         .route("/metrics", get(prometheus))
         .route("/api/v1/status", get(status))
         .route("/api/v1/events", get(events::stream))
+        .route("/api/v1/operations", get(operations))
         .route("/api/v1/operations/{id}", get(operation).delete(stop));
     for kind in OperationKind::ALL {
         let start = move |State(app): State<App>, request: Request| start(app, kind, request);
@@ -148,10 +160,10 @@ async fn guarded(State(app): State<App>, request: Request, next: middleware::Nex
     const HEADERS: [(HeaderName, &str); 3] = [
         (header::CACHE_CONTROL, "no-store"),
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
-        // The page is one file: its own script and style, and its own address to ask.
+        // The page has its own script and style, and its own address to ask.
         (
             header::CONTENT_SECURITY_POLICY,
-            "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; \
+            "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
              base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
         ),
     ];
@@ -179,8 +191,9 @@ fn failure(status: StatusCode, reason: impl Into<String>) -> Response {
     (status, Json(json!({ "error": reason.into() }))).into_response()
 }
 
-async fn page() -> Html<&'static str> {
-    Html(include_str!("admin/page.html"))
+/// A part of the page; it holds no data.
+fn page(content_type: &'static str, text: &'static str) -> Response {
+    ([(header::CONTENT_TYPE, content_type)], text).into_response()
 }
 
 async fn livez() -> &'static str {
@@ -263,6 +276,10 @@ async fn operation(State(app): State<App>, Path(id): Path<String>) -> Response {
         Some(operation) => Json(operation).into_response(),
         None => no_operation(),
     }
+}
+
+async fn operations(State(app): State<App>) -> Response {
+    Json(json!({ "operations": app.control.operations() })).into_response()
 }
 
 /// Answers 202, as the end of what runs is seen at the operation itself.

@@ -20,7 +20,7 @@ pub mod scan;
 pub mod state;
 pub mod verify;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -48,6 +48,8 @@ pub trait Control: Send + Sync + 'static {
     /// Starts an operation in the background.
     fn start(&self, kind: OperationKind, options: OperationOptions) -> Result<u64, Refused>;
     fn operation(&self, id: u64) -> Option<Operation>;
+    /// The one that runs, and those before it, newest first.
+    fn operations(&self) -> Vec<Operation>;
     /// Asks an operation to stop; what is done stays done. `false` where there is none of that id running.
     fn stop(&self, id: u64) -> bool;
     /// Reasons why the proxy is not ready; empty where it is.
@@ -277,6 +279,23 @@ impl Controller {
             .chain(&operations.finished)
             .find(|operation| operation.operation == id)
             .cloned()
+    }
+
+    fn all_operations(&self) -> Vec<Operation> {
+        let operations = self.operations();
+        let current = operations.current.iter().map(|(operation, _)| operation);
+        current.chain(operations.finished.iter().rev()).cloned().collect()
+    }
+
+    /// Which operations would not be started now, and why.
+    fn refused(&self) -> BTreeMap<OperationKind, String> {
+        let running = self.operations().current.as_ref().map(|(operation, _)| operation.kind);
+        let reason = |kind| match running {
+            Some(running) => Some(format!("a {} is running", running.name())),
+            None => self.may_start(kind, false).err().map(|refused| refused.0),
+        };
+        let kinds = OperationKind::ALL.into_iter();
+        kinds.filter_map(|kind| Some((kind, reason(kind)?))).collect()
     }
 
     fn stop_operation(&self, id: u64) -> bool {

@@ -2,6 +2,8 @@
 //!
 //! Counts are numbers, durations are seconds, times are RFC 3339, absent things are `null`.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 /// Where the move stands.
@@ -91,6 +93,9 @@ pub struct Status {
     pub cutover: Cutover,
     /// The operation that runs now.
     pub operation: Option<Operation>,
+    /// Operations that would be refused if they were asked for now, and why.
+    #[serde(default)]
+    pub refused: BTreeMap<OperationKind, String>,
     /// What an operator should know and act on, in plain words.
     #[serde(default)]
     pub warnings: Vec<String>,
@@ -227,7 +232,7 @@ pub struct Cutover {
 }
 
 /// What an operator can ask for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OperationKind {
     Backfill,

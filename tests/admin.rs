@@ -74,7 +74,13 @@ fn health_status_and_page_are_served() {
     assert_eq!((status.status, status.json()["phase"].clone()), (200, json!("teeing")));
     assert!(status.head.contains("cache-control: no-store") && status.head.contains("frame-ancestors 'none'"));
     let page = get(&served, "/");
-    assert!(page.status == 200 && page.head.contains("text/html") && page.body.contains("/api/v1/status"));
+    assert!(page.status == 200 && page.head.contains("text/html") && page.body.contains("/page.js"));
+    for (part, content_type) in [("/page.js", "text/javascript"), ("/page.css", "text/css")] {
+        let part = get(&served, part);
+        assert!(part.status == 200 && part.head.contains(content_type), "{}", part.head);
+        assert!(part.head.contains("script-src 'self'"), "{}", part.head);
+    }
+    assert_eq!(get(&served, "/api/v1/operations").json(), json!({"operations": []}));
     assert_eq!(get(&served, "/nothing").status, 404);
     assert_eq!(ask(&served, "DELETE /api/v1/status", &[], "").status, 405);
     assert_eq!(
@@ -191,6 +197,8 @@ fn a_token_is_asked_for_everywhere_but_by_probes_and_the_page() {
         ("GET /livez", true),
         ("GET /readyz", true),
         ("GET /", true),
+        ("GET /page.js", true),
+        ("GET /api/v1/operations", false),
         ("GET /metrics", false),
         ("GET /api/v1/status", false),
         ("GET /api/v1/events", false),

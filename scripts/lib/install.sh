@@ -1,6 +1,6 @@
 # Installs what the demo and the tests need and a machine lacks. Source it: `. scripts/lib/install.sh`.
 #
-# need_redis, need_postgres, need_mariadb   a server's programs, from the distribution, its service not started
+# need_redis, need_postgres, need_mariadb, need_chromium   a server's programs, a browser's, from the distribution, its service not started
 # need_venv DIR PACKAGES...                 a Python virtual environment with these packages
 # postgres_bin                              prints the folder of the newest PostgreSQL's programs
 #
@@ -56,6 +56,9 @@ postgres_bin() {
 }
 
 need_postgres() { postgres_bin >/dev/null || _install_packages postgresql; }
+
+# A browser without a window, for the page's test.
+need_chromium() { { _install_has chromium && _install_has chromedriver; } || _install_packages chromium chromium-driver fonts-dejavu-core; }
 
 need_mariadb() {
   if _install_has mariadbd mysqld && _install_has mariadb-install-db; then return 0; fi

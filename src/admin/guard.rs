@@ -14,7 +14,7 @@ use subtle::ConstantTimeEq;
 use crate::config::Secret;
 
 /// Paths that are answered without a token: probes, and the page, which holds no data and asks for the token itself.
-const OPEN_PATHS: [&str; 3] = ["/livez", "/readyz", "/"];
+const OPEN_PATHS: [&str; 5] = ["/livez", "/readyz", "/", "/page.css", "/page.js"];
 
 /// Why a request is not answered.
 #[derive(Debug)]

@@ -347,6 +347,7 @@ mod tests {
             verify: Verify::default(),
             cutover: Cutover::default(),
             operation: None,
+            refused: Default::default(),
             warnings: vec!["clients write past the proxy".into()],
         }
     }

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::sync::atomic::Ordering::Relaxed;
 
-use super::{Control, Controller, Refused};
+use super::{Control, Controller, Operations, Refused};
 use crate::proxy::stats::LATENCY_BOUNDS_US;
 use crate::status::{
     Clients, Commands, Cutover, CutoverState, Operation, OperationKind, OperationOptions, Phase, Sessions, Sink,
@@ -27,6 +27,8 @@ impl Control for Controller {
             commands.errors += stats.errors.load(Relaxed);
         }
         let state = self.state().clone();
+        let running = |operations: &Operations| Some(operations.current.as_ref()?.0.clone());
+        let operation = running(&Controller::operations(self));
         let mut warnings = parts.warnings.clone();
         warnings.extend(parts.journal.trouble());
         Status {
@@ -55,11 +57,8 @@ impl Control for Controller {
             backfill: state.backfill,
             verify: state.verify,
             cutover: Cutover { ..state.cutover },
-            operation: self
-                .operations()
-                .current
-                .as_ref()
-                .map(|(operation, _)| operation.clone()),
+            operation,
+            refused: self.refused(),
             warnings,
         }
     }
@@ -70,6 +69,10 @@ impl Control for Controller {
 
     fn operation(&self, id: u64) -> Option<Operation> {
         self.find_operation(id)
+    }
+
+    fn operations(&self) -> Vec<Operation> {
+        self.all_operations()
     }
 
     fn stop(&self, id: u64) -> bool {

@@ -78,6 +78,7 @@ impl Control for Fake {
                 .values()
                 .find(|o| o.state == OperationState::Running)
                 .cloned(),
+            refused: BTreeMap::new(),
             warnings: vec![],
         }
     }
@@ -103,6 +104,10 @@ impl Control for Fake {
         };
         script.operations.insert(id, operation);
         Ok(id)
+    }
+
+    fn operations(&self) -> Vec<Operation> {
+        self.0.lock().unwrap().operations.values().rev().cloned().collect()
     }
 
     fn operation(&self, id: u64) -> Option<Operation> {
