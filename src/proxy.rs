@@ -210,6 +210,23 @@ impl Proxy {
         Ok(())
     }
 
+    /// Answers when every worker has read what had arrived on its connections, and has noticed those that have ended: replies
+    /// that a server gave before it died tell of writes that are in flight until then. A worker that takes longer than
+    /// `limit` is not waited for.
+    pub async fn hear_out(&self, limit: Duration) {
+        let deadline = Instant::now() + limit;
+        let mut waits = Vec::new();
+        for Peer { orders, .. } in &self.workers {
+            let (done, wait) = oneshot::channel();
+            if orders.send(Order::HearOut { done }).is_ok() {
+                waits.push(wait);
+            }
+        }
+        for wait in waits {
+            let _ = timeout_at(deadline.into(), wait).await;
+        }
+    }
+
     /// Goes on with `authority`; answers once every worker does.
     pub async fn release(&self, authority: Authority) {
         let mut waits = Vec::new();

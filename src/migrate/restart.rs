@@ -21,6 +21,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 const FEW: u64 = 20;
 /// The authority is asked again and again, from when a connection to it broke until it answers.
 const ASK_AGAIN: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(100));
+/// What the workers have not read of the process before by then is lost.
+const HEAR_OUT: Duration = Duration::from_millis(500);
 /// A worker may be so late in noticing that its connections were to a process that is gone.
 const LATE: Duration = Duration::from_secs(5);
 
@@ -126,6 +128,10 @@ impl Controller {
             let known = self.state().runs.of(authority).clone();
             let restarted = run.is_some() && known.is_some() && run != known;
             let lately = restarted_at.is_some_and(|at| at.elapsed() < LATE);
+            if restarted || lately {
+                // A logout that the process before has answered is not to be undone for not having been read.
+                self.parts.proxy.hear_out(HEAR_OUT).await;
+            }
             if restarted {
                 restarted_at = Some(Instant::now());
                 restore.trust.note_restart();

@@ -32,6 +32,8 @@ pub(super) use crossing::shorten_timeout;
 
 /// Bytes read from a client at once.
 const SCRATCH_LEN: usize = 64 * 1024;
+/// After so many turns of its loop a worker has read what had arrived, and has acted on it.
+const HEAR_TURNS: u32 = 3;
 /// How often spares that were taken are opened again.
 const REFILL_EVERY: Duration = Duration::from_secs(1);
 /// After so many of those, connections that nobody has used since are closed.
@@ -59,6 +61,10 @@ pub(super) enum Order {
     /// Go on, with this authority.
     Release {
         authority: Authority,
+        done: oneshot::Sender<()>,
+    },
+    /// Say when what has arrived by now has been read.
+    HearOut {
         done: oneshot::Sender<()>,
     },
     /// Close idle clients, and the others as soon as they are idle.
@@ -181,6 +187,15 @@ impl Worker {
                 Order::Release { authority, done } => {
                     worker.release(authority);
                     let _ = done.send(());
+                }
+                Order::HearOut { done } => {
+                    tokio::task::spawn_local(async move {
+                        for _ in 0..HEAR_TURNS {
+                            // Time passes only where the sockets are looked at; whoever has something to read then goes first.
+                            sleep(Duration::from_millis(1)).await;
+                        }
+                        let _ = done.send(());
+                    });
                 }
                 Order::Drain => worker.drain(),
                 Order::Stop => break,
