@@ -235,6 +235,7 @@ pub fn run(config: &Config) -> Result<(), String> {
 }
 
 async fn serve(config: &Config) -> Result<(), String> {
+    keep_memory_private();
     raise_file_limit(config.client.max);
     let setup = setup(config)?;
     let (data_dir, mut state) = DataDir::open(&config.data_dir, setup.source.to_string(), setup.target.to_string())
@@ -450,6 +451,19 @@ async fn serve(config: &Config) -> Result<(), String> {
         let _ = std::fs::remove_file(path);
     }
     Ok(())
+}
+
+/// Sessions and passwords are in memory: no core dump of it, and no other process of this user may read it.
+fn keep_memory_private() {
+    use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
+    let none = Rlimit {
+        current: Some(0),
+        maximum: Some(0),
+    };
+    let dumps = setrlimit(Resource::Core, none);
+    if let Err(error) = dumps.and_then(|()| set_dumpable_behavior(DumpableBehavior::NotDumpable)) {
+        tracing::warn!(%error, "core dumps of this process are not ruled out; they would hold sessions");
+    }
 }
 
 /// Each client takes a descriptor, and the proxy some for itself.

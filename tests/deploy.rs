@@ -1,4 +1,4 @@
-//! What is under deploy/, as far as it can be checked without a cluster.
+//! What is under deploy/, as far as it can be checked without a cluster, and what documents say of tests.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should panic")]
 
 use std::{
@@ -109,4 +109,30 @@ fn variables_are_those_of_the_program() {
             assert!(configuration.contains(&format!("`{variable}`")), "{file}: {variable}");
         }
     }
+}
+
+/// A promise whose test was renamed or removed is no promise.
+#[test]
+fn the_tests_that_documents_name_are_there() {
+    let mut sources = String::new();
+    let mut look = vec![root("src"), root("tests"), root("fuzz/src")];
+    while let Some(path) = look.pop() {
+        if path.is_dir() {
+            look.extend(fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path()));
+        } else if path.extension().is_some_and(|end| end == "rs") {
+            sources += &fs::read_to_string(path).unwrap();
+        }
+    }
+    let document = text("docs/security.md");
+    let mut named = 0;
+    for name in document
+        .split('`')
+        .skip(1)
+        .step_by(2)
+        .filter(|word| word.matches('_').count() > 2)
+    {
+        assert!(sources.contains(&format!("fn {name}(")), "docs/security.md: {name}");
+        named += 1;
+    }
+    assert!(named > 25, "{named}");
 }

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, TryLockError};
 use std::io::Write;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -163,7 +163,7 @@ impl DataDir {
             .create(path)
             .map_err(io("create", path))?;
         let lock_path = path.join("lock");
-        let lock = File::create(&lock_path).map_err(io("create", &lock_path))?;
+        let lock = create(&lock_path).map_err(io("create", &lock_path))?;
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(StateError::InUse(path.to_owned())),
@@ -207,7 +207,7 @@ impl DataDir {
             move |source| StateError::Io { action, path, source }
         };
         let bytes = serde_json::to_vec_pretty(state).map_err(|error| io("write")(error.into()))?;
-        let mut out = File::create(&part).map_err(io("write"))?;
+        let mut out = create(&part).map_err(io("write"))?;
         out.write_all(&bytes).map_err(io("write"))?;
         out.sync_all().map_err(io("sync"))?;
         fs::rename(&part, &file).map_err(io("replace"))?;
@@ -215,6 +215,13 @@ impl DataDir {
             .and_then(|dir| dir.sync_all())
             .map_err(io("sync"))
     }
+}
+
+/// For its owner alone, wherever the folder came from.
+fn create(path: &Path) -> std::io::Result<File> {
+    let mut options = File::options();
+    options.write(true).create(true).truncate(true).mode(0o600);
+    options.open(path)
 }
 
 fn parse(file: &Path, dir: &Path, bytes: &[u8]) -> Result<State, StateError> {

@@ -201,9 +201,13 @@ impl Proxy {
         super::redis_server::ask(&mut self.connection(), parts)
     }
 
+    pub fn pid(&self) -> u32 {
+        self.process.as_ref().unwrap().id()
+    }
+
     /// Memory that the process has in use, bytes.
     pub fn resident(&self) -> u64 {
-        let status = format!("/proc/{}/status", self.process.as_ref().unwrap().id());
+        let status = format!("/proc/{}/status", self.pid());
         let status = std::fs::read_to_string(status).unwrap();
         let line = status.lines().find(|line| line.starts_with("VmRSS")).unwrap();
         let kib: u64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
