@@ -79,6 +79,18 @@ enum When {
 pub struct Planned {
     changes: Vec<(Bytes, Change)>,
     when: When,
+    /// The command may have been executed before, and its reply lost.
+    repeated: bool,
+}
+
+impl Planned {
+    fn new(changes: Vec<(Bytes, Change)>, when: When) -> Self {
+        Planned {
+            changes,
+            when,
+            repeated: false,
+        }
+    }
 }
 
 /// What a command may do to sessions.
@@ -124,7 +136,7 @@ pub fn plan(command: CommandId, frame: &Bytes, args: &[&[u8]], patterns: &KeyPat
     if changes.is_empty() {
         Plan::Nothing
     } else {
-        Plan::Keys(Planned { changes, when })
+        Plan::Keys(Planned::new(changes, when))
     }
 }
 
@@ -143,21 +155,13 @@ fn pairs(frame: &Bytes, args: &[&[u8]], is_session: &dyn Fn(&[u8]) -> bool, mset
     if changes.is_empty() {
         return Plan::Nothing;
     }
-    Plan::Keys(Planned {
-        changes,
-        when: if mset { When::Ok } else { When::One },
-    })
+    Plan::Keys(Planned::new(changes, if mset { When::Ok } else { When::One }))
 }
 
 /// The forms whose outcome is certain, for the key at `args[1]`.
 fn certain(command: CommandId, frame: &Bytes, args: &[&[u8]]) -> Option<Planned> {
     let key = frame.slice_ref(args[1]);
-    let one = |change, when| {
-        Some(Planned {
-            changes: vec![(key.clone(), change)],
-            when,
-        })
-    };
+    let one = |change, when| Some(Planned::new(vec![(key.clone(), change)], when));
     let value = |arg: &[u8]| frame.slice_ref(arg);
     match (command.entry().name, &args[2..]) {
         ("set", [v, options @ ..]) => {
@@ -234,10 +238,14 @@ fn seconds_ms(text: &[u8]) -> Option<i64> {
 impl Planned {
     /// A change to `keys` that only the authority can tell, whatever the reply.
     pub fn unknown(keys: impl IntoIterator<Item = Bytes>) -> Self {
-        Planned {
-            changes: keys.into_iter().map(|key| (key, Change::Unknown)).collect(),
-            when: When::Always,
-        }
+        let changes = keys.into_iter().map(|key| (key, Change::Unknown)).collect();
+        Planned::new(changes, When::Always)
+    }
+
+    /// The command is sent once more, and may happen twice. Then a value is there, and a deleted session is not, whatever
+    /// happened the first time; anything else, and what the second reply denies, only the authority can tell.
+    pub fn note_repeated(&mut self) {
+        self.repeated = true;
     }
 
     /// The session keys that may change, as Redis keys.
@@ -255,9 +263,11 @@ impl Planned {
     /// What did happen, now that `reply` (one whole reply) has come. `None`: nothing changed.
     pub fn settle(&self, reply: &[u8], now_ms: i64) -> impl Iterator<Item = (&Bytes, Option<Effect>)> {
         let happened = self.when.holds(reply);
-        self.changes
-            .iter()
-            .map(move |(key, change)| (key, happened.then(|| change.effect(now_ms))))
+        self.changes.iter().map(move |(key, change)| {
+            let effect = happened.then(|| change.effect(now_ms));
+            let certain = !self.repeated || effect.as_ref().is_some_and(Effect::is_known);
+            (key, if certain { effect } else { Some(Effect::Unknown) })
+        })
     }
 }
 
@@ -332,6 +342,28 @@ mod tests {
             value: Bytes::from_static(b"v"),
             deadline,
         })
+    }
+
+    #[test]
+    fn what_may_have_happened_twice_is_certain_where_it_is_the_same_after_both() {
+        let settled = |words: &[&str], reply: &str| {
+            let Plan::Keys(mut plan) = planned(words) else {
+                panic!("{words:?}")
+            };
+            plan.note_repeated();
+            let hope = plan.hopes(NOW).next().expect("a key").1;
+            (hope, plan.settle(reply.as_bytes(), NOW).next().expect("a key").1)
+        };
+        // Gone the first time already; and should the connection break again, it is still known for a deletion.
+        assert_eq!(settled(&["DEL", "K"], ":0\r\n"), (Effect::Delete, Some(Effect::Delete)));
+        assert_eq!(settled(&["DEL", "K"], "-READONLY\r\n").1, Some(Effect::Unknown));
+        assert_eq!(
+            settled(&["SET", "K", "v", "PX", "5", "XX"], "+OK\r\n").1,
+            put(Deadline::At(NOW + 5))
+        );
+        // The first may have been executed before somebody deleted it.
+        assert_eq!(settled(&["SET", "K", "v", "XX"], "$-1\r\n").1, Some(Effect::Unknown));
+        assert_eq!(settled(&["PERSIST", "K"], ":1\r\n").1, Some(Effect::Unknown));
     }
 
     #[test]

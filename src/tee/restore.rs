@@ -212,6 +212,9 @@ impl Restore {
     /// The authority cannot be asked, or takes nothing.
     pub async fn put_pending_back(&self) -> Result<Restored, String> {
         let mut keys: Vec<Bytes> = self.tee.unfinished().into_iter().map(|(key, _)| key).collect();
+        // What only the authority can tell is not to be made from an older copy.
+        let is_value = |effect| matches!(effect, Some(Effect::Put { .. }));
+        keys.retain(|key| self.tee.sinks().iter().any(|sink| is_value(sink.effect(key))));
         keys.sort_unstable();
         keys.dedup();
         let mut total = Restored::default();

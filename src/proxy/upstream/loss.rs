@@ -2,13 +2,12 @@
 
 use std::rc::Rc;
 
-use bytes::{Buf, Bytes};
+use bytes::Buf;
 
 use super::Upstream;
 use super::in_flight::{Kind, Queue, SessionWrite};
 use crate::clock::now_ms;
 use crate::session::Effect;
-use crate::session::effect::Planned;
 use crate::status::Authority;
 
 /// Keeps the place of a command that must not be repeated.
@@ -58,10 +57,8 @@ impl Upstream {
                 continue;
             }
             if was_sent && let Some(write) = &mut entry.write {
-                // It may happen twice: only the authority can tell what came of it.
                 if let SessionWrite::Keys(planned) = &mut **write {
-                    let keys: Vec<Bytes> = planned.keys().cloned().collect();
-                    *planned = Planned::unknown(keys);
+                    planned.note_repeated();
                 }
             }
             queue.out.extend_from_slice(&bytes);
