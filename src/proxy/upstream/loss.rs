@@ -56,10 +56,8 @@ impl Upstream {
                 queue.in_flight.push_back(entry);
                 continue;
             }
-            if was_sent && let Some(write) = &mut entry.write {
-                if let SessionWrite::Keys(planned) = &mut **write {
-                    planned.note_repeated();
-                }
+            if was_sent && let Some(SessionWrite::Keys(planned)) = entry.write.as_deref_mut() {
+                planned.note_repeated();
             }
             queue.out.extend_from_slice(&bytes);
             queue.in_flight.push_back(entry);
