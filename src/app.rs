@@ -21,6 +21,7 @@ use crate::net::tls::TlsAcceptor;
 use crate::proxy::access::{Access, Users};
 use crate::proxy::identity::Servers;
 use crate::proxy::{self, Ended, Listener, Proxy, Shared};
+use crate::rehearse::{self, SCRATCH_TABLE};
 use crate::session::row::RowCodec;
 use crate::session::{Aliases, Compression, Compressor, KeyPatterns, Serializer, SessionSerializer, ValueFormat};
 use crate::sink::{Database, DatabaseOptions, RedisStore, StoreErrorKind};
@@ -79,12 +80,17 @@ fn setup(config: &Config) -> Result<Setup, String> {
 
 /// A site's rows; `None` where it has no database.
 fn rows_of(site: &config::Site) -> Result<Option<Arc<SiteRows>>, String> {
+    rows_in(site, &site.database.table)
+}
+
+/// The same in another table of that database.
+fn rows_in(site: &config::Site, table: &str) -> Result<Option<Arc<SiteRows>>, String> {
     let (django, database) = (&site.django, &site.database);
     let (Some(url), Some(secret_key)) = (&database.url, &django.secret_key) else {
         return Ok(None);
     };
     let options = DatabaseOptions {
-        table: database.table.clone(),
+        table: table.to_owned(),
         use_tz: django.use_tz,
         time_zone: django.time_zone,
     };
@@ -104,7 +110,7 @@ fn rows_of(site: &config::Site) -> Result<Option<Arc<SiteRows>>, String> {
     Ok(Some(Arc::new(SiteRows {
         patterns: KeyPatterns::parse(&django.session_key_patterns).map_err(|error| error.to_string())?,
         database: Database::open(url.expose(), options).map_err(|error| format!("database.url: {error}"))?,
-        table: database.table.clone(),
+        table: table.to_owned(),
         codec,
         cookie_age: django.cookie_age.as_secs() as i64,
         are_djangos,
@@ -160,6 +166,58 @@ pub fn check(config: &Config, deep: bool) -> Result<Vec<Finding>, String> {
         deep: deep.then(|| state::digest_key(&config.data_dir).unwrap_or_else(rand::random)),
     };
     Ok(runtime.block_on(preflight(&subject)))
+}
+
+/// `sessionferry rehearse`: copies up to `limit` sessions (`None`: all), and removes the copies; what was found.
+///
+/// # Errors
+/// The configuration cannot be used, or a proxy runs with it.
+pub fn rehearse(config: &Config, limit: Option<usize>) -> Result<Vec<Finding>, String> {
+    if state::is_in_use(&config.data_dir) {
+        return Err(format!(
+            "a proxy runs with {}: what it writes to the target could not be told from what is rehearsed; stop it, or wait until the move is over",
+            config.data_dir.display()
+        ));
+    }
+    let setup = setup(config)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| format!("cannot start: {error}"))?;
+    let _on_it = runtime.enter();
+    let (source, target) = (
+        RedisStore::new(setup.source.clone()),
+        RedisStore::new(setup.target.clone()),
+    );
+    let scratch = |table: &str| match table.rsplit_once('.') {
+        Some((schema, _)) => format!("{schema}.{SCRATCH_TABLE}"),
+        None => SCRATCH_TABLE.to_owned(),
+    };
+    let sites = config
+        .sites
+        .iter()
+        .filter_map(|site| rows_in(site, &scratch(&site.database.table)).transpose());
+    let rows = Rows::new(sites.collect::<Result<_, String>>()?);
+    let with_rows = config.sites.iter().filter(|site| site.database.url.is_some());
+    let likes: Vec<String> = with_rows.map(|site| site.database.table.clone()).collect();
+    let subject = rehearse::Subject {
+        source: &source,
+        target: &target,
+        patterns: &setup.patterns,
+        rows: rows.as_deref().map(|rows| (rows, likes)),
+        limit,
+        data_dir: &config.data_dir,
+    };
+    let stop = CancellationToken::new();
+    let asked = stop.clone();
+    Ok(runtime.block_on(async move {
+        tokio::spawn(async move {
+            if tokio::signal::ctrl_c().await.is_ok() {
+                asked.cancel();
+            }
+        });
+        rehearse::rehearse(&subject, &stop).await
+    }))
 }
 
 /// `sessionferry init`: asks the project, and the old Redis, where it can be reached.

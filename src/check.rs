@@ -49,6 +49,18 @@ pub struct Finding {
     pub sessions: Vec<Listed>,
 }
 
+impl Finding {
+    pub fn new(level: Level, about: &'static str, detail: String) -> Finding {
+        Finding {
+            level,
+            about,
+            detail,
+            stops: Stops::Nothing,
+            sessions: Vec::new(),
+        }
+    }
+}
+
 /// One session, without its key or value.
 #[derive(Clone, Debug, Serialize)]
 pub struct Listed {
@@ -87,13 +99,7 @@ struct Findings(Vec<Finding>);
 
 impl Findings {
     fn add(&mut self, level: Level, about: &'static str, detail: impl Into<String>) {
-        self.0.push(Finding {
-            level,
-            about,
-            detail: detail.into(),
-            stops: Stops::Nothing,
-            sessions: Vec::new(),
-        });
+        self.0.push(Finding::new(level, about, detail.into()));
     }
 
     fn stop(&mut self, stops: Stops, about: &'static str, detail: impl Into<String>) {

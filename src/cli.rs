@@ -69,6 +69,8 @@ pub enum Command {
     Check(CheckArgs),
     /// Write sessionferry.toml from a Django project's own settings
     Init(InitArgs),
+    /// Copy a sample of the real sessions, compare, measure, and remove it again
+    Rehearse(RehearseArgs),
     #[command(flatten)]
     Remote(Remote),
     /// Print a completion script for a shell
@@ -113,6 +115,22 @@ pub struct CheckArgs {
     /// Look at each session of a sample, at what the Redis users may do, and at round trips
     #[arg(long)]
     pub sessions: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `sessionferry rehearse`.
+#[derive(Args, Debug)]
+pub struct RehearseArgs {
+    #[command(flatten)]
+    pub settings: Settings,
+    /// How many sessions [default: 10000]
+    #[arg(long, value_name = "N", conflicts_with = "all")]
+    pub sample: Option<usize>,
+    /// All sessions
+    #[arg(long)]
+    pub all: bool,
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,

@@ -29,6 +29,8 @@ pub mod net;
 #[cfg(feature = "net")]
 pub mod proxy;
 #[cfg(feature = "net")]
+pub mod rehearse;
+#[cfg(feature = "net")]
 pub mod sink;
 #[cfg(feature = "net")]
 pub mod status;

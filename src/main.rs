@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use sessionferry::app;
 use sessionferry::check::Level;
-use sessionferry::cli::{self, CheckArgs, Cli, Command, Exit, InitArgs, Remote, RestoreArgs, Settings};
+use sessionferry::cli::{self, CheckArgs, Cli, Command, Exit, InitArgs, RehearseArgs, Remote, RestoreArgs, Settings};
 use sessionferry::config::{Config, Log, LogFormat};
 use tracing_subscriber::EnvFilter;
 
@@ -15,6 +15,7 @@ fn main() -> ExitCode {
     let exit = match Cli::parse().command {
         Command::Run(args) => with_config(&args.settings, |config| app::run(&config)),
         Command::Check(args) => with_config(&args.settings, |config| check(&config, &args)),
+        Command::Rehearse(args) => with_config(&args.settings, |config| rehearse(&config, &args)),
         Command::Init(args) => init(&args),
         Command::Remote(command) => match &command {
             Remote::Restore(args) if args.to.is_some() => restore(args),
@@ -33,6 +34,19 @@ fn check(config: &Config, args: &CheckArgs) -> Result<(), String> {
     let red = findings.iter().filter(|finding| finding.level == Level::Red).count();
     if red > 0 {
         Err(format!("{red} of {} checks are red", findings.len()))
+    } else {
+        Ok(())
+    }
+}
+
+/// A sample of the real sessions there and back.
+fn rehearse(config: &Config, args: &RehearseArgs) -> Result<(), String> {
+    let limit = (!args.all).then(|| args.sample.unwrap_or(sessionferry::rehearse::SAMPLE));
+    let findings = app::rehearse(config, limit)?;
+    cli::print_findings(&findings, args.json);
+    let red = findings.iter().filter(|finding| finding.level == Level::Red).count();
+    if red > 0 {
+        Err("the rehearsal was no success: see the lines marked ERROR".into())
     } else {
         Ok(())
     }

@@ -217,6 +217,12 @@ impl DataDir {
     }
 }
 
+/// Whether a proxy that runs has this folder.
+pub fn is_in_use(path: &Path) -> bool {
+    let lock = File::open(path.join("lock"));
+    lock.is_ok_and(|lock| matches!(lock.try_lock(), Err(TryLockError::WouldBlock)))
+}
+
 /// For its owner alone, wherever the folder came from.
 fn create(path: &Path) -> std::io::Result<File> {
     let mut options = File::options();

@@ -202,6 +202,21 @@ impl Database {
         }
     }
 
+    /// Makes this table, empty, with the columns of Django's table `like`. One that is there is dropped first.
+    pub async fn create_like(&self, like: &str) -> Result<(), DatabaseError> {
+        self.drop_table().await?;
+        match &*self.backend {
+            Backend::Sqlite(lanes) => attempt!(lanes, "create table", create_table()),
+            Backend::Postgres(lanes) => attempt!(lanes, "create table", create_like(like)),
+            Backend::Mysql(lanes) => attempt!(lanes, "create table", create_like(like)),
+        }
+    }
+
+    /// Removes this table, where it is there.
+    pub async fn drop_table(&self) -> Result<(), DatabaseError> {
+        on_backend!(self, "drop table", drop_table())
+    }
+
     /// Writes and deletes rows in one transaction: all or nothing. May be repeated. Batches wait for each other.
     ///
     /// No key may come twice, neither among `upserts` nor among `deletes` nor in both: which one would win differs

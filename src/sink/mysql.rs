@@ -45,6 +45,18 @@ impl Mysql {
         })
     }
 
+    /// `like` is a name that [`Table`] takes.
+    pub(super) async fn create_like(&self, on: &mut MySqlConnection, like: &str) -> Result<(), sqlx::Error> {
+        let like = Table::parse(like).map(|table| table.quoted('`')).unwrap_or_default();
+        let sql = format!("CREATE TABLE {} LIKE {like}", self.quoted);
+        sqlx::query(AssertSqlSafe(sql)).execute(on).await.map(drop)
+    }
+
+    pub(super) async fn drop_table(&self, on: &mut MySqlConnection) -> Result<(), sqlx::Error> {
+        let sql = format!("DROP TABLE IF EXISTS {}", self.quoted);
+        sqlx::query(AssertSqlSafe(sql)).execute(on).await.map(drop)
+    }
+
     pub(super) fn name(&self) -> String {
         let options = &self.options;
         let place = match options.get_socket() {

@@ -48,6 +48,18 @@ impl Postgres {
         })
     }
 
+    /// `like` is a name that [`Table`] takes.
+    pub(super) async fn create_like(&self, on: &mut PgConnection, like: &str) -> Result<(), sqlx::Error> {
+        let like = Table::parse(like).map(|table| table.quoted('"')).unwrap_or_default();
+        let sql = format!("CREATE TABLE {} (LIKE {like} INCLUDING ALL)", self.quoted);
+        sqlx::query(AssertSqlSafe(sql)).execute(on).await.map(drop)
+    }
+
+    pub(super) async fn drop_table(&self, on: &mut PgConnection) -> Result<(), sqlx::Error> {
+        let sql = format!("DROP TABLE IF EXISTS {}", self.quoted);
+        sqlx::query(AssertSqlSafe(sql)).execute(on).await.map(drop)
+    }
+
     pub(super) fn name(&self) -> String {
         let options = &self.options;
         let place = match options.get_socket() {

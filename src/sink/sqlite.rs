@@ -47,6 +47,11 @@ impl Sqlite {
     }
 
     /// Django's own statements, so that the table is the one that `migrate` would have made.
+    pub(super) async fn drop_table(&self, on: &mut SqliteConnection) -> Result<(), sqlx::Error> {
+        let sql = format!("DROP TABLE IF EXISTS {}", self.quoted);
+        sqlx::query(AssertSqlSafe(sql)).execute(on).await.map(drop)
+    }
+
     pub(super) async fn create_table(&self, on: &mut SqliteConnection) -> Result<(), sqlx::Error> {
         let quoted = &self.quoted;
         let index = match self.table.name.as_str() {
