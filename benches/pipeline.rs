@@ -10,7 +10,7 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use sessionferry::journal::{self, Journal};
 use sessionferry::net::Endpoint;
 use sessionferry::proxy::identity::Servers;
-use sessionferry::proxy::{Access, Ended, Listen, Listener, OnFlush, Pause, Proxy, Rights, Scripts, Shared};
+use sessionferry::proxy::{Access, Listen, Listener, Names, OnFlush, Pause, Proxy, Rights, Scripts, Shared};
 use sessionferry::resp::RequestScanner;
 use sessionferry::resp::request::encode;
 use sessionferry::session::KeyPatterns;
@@ -47,8 +47,7 @@ fn pipeline(c: &mut Criterion) {
     let journal = Journal::open(&directory.path().join("journal"), &recovered).unwrap();
     let patterns = KeyPatterns::parse(&["session:{session_key}".to_owned()]).unwrap();
     let shared = Shared {
-        aliases: None,
-        ended: Ended::default(),
+        names: Names::default(),
         rescue: None,
         restore: None,
         tee: Arc::new(Tee::new(patterns, 1, false, [0; 16])),

@@ -20,7 +20,7 @@ use crate::net::Endpoint;
 use crate::net::tls::TlsAcceptor;
 use crate::proxy::access::{Access, Users};
 use crate::proxy::identity::Servers;
-use crate::proxy::{self, Ended, Listener, Proxy, Shared};
+use crate::proxy::{self, Listener, Names, Proxy, Shared};
 use crate::rehearse::{self, SCRATCH_TABLE};
 use crate::session::row::RowCodec;
 use crate::session::{Aliases, Compression, Compressor, KeyPatterns, Serializer, SessionSerializer, ValueFormat};
@@ -369,8 +369,7 @@ async fn serve(config: &Config) -> Result<(), String> {
     let restore = Arc::new(Restore::new(tee.clone(), stores.clone(), own_rows.clone()));
     let shared = Arc::new(Shared {
         tee: tee.clone(),
-        aliases: setup.aliases,
-        ended: Ended::default(),
+        names: Names::new(setup.aliases),
         rescue: Some(rescue.clone()),
         restore: Some(restore.clone()),
         journal: journal.clone(),

@@ -12,11 +12,11 @@ mod balance;
 mod client;
 mod dispatch;
 mod downstream;
-mod ended;
 mod gate;
 mod handover;
 pub mod identity;
 mod listener;
+mod names;
 mod pause;
 mod pin;
 mod rights;
@@ -33,14 +33,13 @@ use tokio::time::timeout_at;
 
 use crate::journal::Journal;
 use crate::net::tls::TlsAcceptor;
-use crate::session::Aliases;
 use crate::status::Authority;
 use crate::tee::{Rescue, Restore, Shield, SinkName, Tee};
 pub use access::Access;
 use balance::Load;
-pub use ended::Ended;
 use identity::{Identity, Servers};
 pub use listener::{Listen, Listener};
+pub use names::Names;
 pub use pause::Pause;
 pub use rights::Rights;
 pub use scripts::Scripts;
@@ -51,10 +50,7 @@ use worker::{Order, Peer, Worker};
 #[derive(Debug)]
 pub struct Shared {
     pub tee: Arc<Tee>,
-    /// Other names that clients have for sessions.
-    pub aliases: Option<Aliases>,
-    /// Sessions, by the name that is used, that were logged out a moment ago, where there are other names.
-    pub ended: Ended,
+    pub names: Names,
     /// Where sessions are read while the authority is away.
     pub rescue: Option<Arc<Rescue>>,
     pub journal: Arc<Journal>,

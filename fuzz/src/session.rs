@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use sessionferry::journal::{self, Journal};
 use sessionferry::net::Endpoint;
 use sessionferry::proxy::identity::Servers;
-use sessionferry::proxy::{Access, Listen, Listener, OnFlush, Pause, Proxy, Rights, Scripts, Shared};
+use sessionferry::proxy::{Access, Listen, Listener, Names, OnFlush, Pause, Proxy, Rights, Scripts, Shared};
 use sessionferry::resp::request::encode;
 use sessionferry::resp::{Args, ReplyScanner, RequestScanner};
 use sessionferry::session::KeyPatterns;
@@ -68,6 +68,7 @@ static WORLD: LazyLock<World> = LazyLock::new(|| {
     let journal = Journal::open(&directory.path().join("journal"), &recovered).expect("a journal");
     let patterns = KeyPatterns::parse(&["session:{session_key}".to_owned()]).expect("a pattern");
     let shared = Shared {
+        names: Names::default(),
         rescue: None,
         restore: None,
         tee: Arc::new(Tee::new(patterns, 1, false, [0; 16])),

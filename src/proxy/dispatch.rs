@@ -67,8 +67,7 @@ impl Downstream {
             };
             return self.dispatch(&encoded, &request);
         };
-        if let Some(aliases) = &worker.shared.aliases
-            && let Some(renamed) = aliases.rename(frame, |key| worker.shared.ended.contains(key))
+        if let Some(renamed) = worker.shared.names.rename(frame)
             && let Ok(Some(request)) = RequestScanner::default().scan(&renamed)
         {
             return self.dispatch(&renamed, &request);

@@ -49,9 +49,7 @@ impl Worker {
         if let Some(restore) = &self.shared.restore {
             restore.note_delete(key);
         }
-        if self.shared.aliases.is_some() {
-            self.shared.ended.note(key);
-        }
+        self.shared.names.note_delete(key);
     }
 
     #[inline]
