@@ -139,8 +139,7 @@ impl Controller {
                 self.put_everything_back(authority, &mut backoff).await;
             } else if lately {
                 // A connection to the process before, which a worker has read to its end only now: its last replies told of
-                // writes that were not known when everything was put back.
-                restore.trust.note_restart();
+                // writes that were not known when everything was put back. Whatever else is missing is gone.
                 self.put_pending_back(authority, &mut backoff).await;
             }
             if run != known {
