@@ -30,10 +30,11 @@ impl Controller {
     /// Looks after the other Redis, for ever.
     pub async fn watch_other_redis(self: Arc<Self>) {
         loop {
-            sleep(LOOK_EVERY).await;
+            // At once, too: it may be the authority before half a second is over.
             if self.parts.tee.redis.is_enabled() {
                 self.look_after_other().await;
             }
+            sleep(LOOK_EVERY).await;
         }
     }
 
@@ -216,10 +217,6 @@ impl Controller {
             .await
             .map_err(|error| error.to_string())?;
         let known = self.state().runs.of(to).clone();
-        if known.is_none() {
-            // So soon after the start that nobody has looked yet; its sessions were compared since.
-            self.remember_process(to, run.clone());
-        }
         if self.filling.load(Relaxed) || (known.is_some() && known != run) {
             return Err(format!(
                 "the {to} was restarted and is being filled again: wait until nothing is pending there"

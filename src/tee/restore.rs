@@ -285,8 +285,8 @@ impl Restore {
                 continue;
             }
             // What is known on its way to one sink is what has reached, or is on its way to, the other.
-            let on_its_way = self.tee.sinks().into_iter().filter_map(|sink| sink.effect(&key));
-            match on_its_way.into_iter().find(Effect::is_known) {
+            let mut on_its_way = self.tee.sinks().into_iter().filter_map(|sink| sink.effect(&key));
+            match on_its_way.find(Effect::is_known) {
                 Some(Effect::Put { value, deadline }) => found.push(NewKey { key, value, deadline }),
                 Some(Effect::Delete) => outcome.absent += 1,
                 _ => elsewhere.push(key),
