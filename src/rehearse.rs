@@ -73,8 +73,10 @@ struct Tally {
     read: Pace,
     written: Pace,
     rows: Pace,
-    /// What was written to the target, and is to be removed.
+    /// What this batch has written to the target, and is to be removed.
     made: Vec<NewKey>,
+    copied: u64,
+    removed: u64,
     /// The target had them already.
     there: u64,
     different: u64,
@@ -98,7 +100,11 @@ pub async fn rehearse(subject: &Subject<'_>, stop: &CancellationToken) -> Vec<Fi
         ended = copy(subject, &mut tally) => ended,
         () = stop.cancelled() => Err("stopped on request".into()),
     };
-    let removed = remove(subject, &tally.made).await;
+    // What a batch had written that came to no end.
+    let removed = match remove_copies(subject, &mut tally).await {
+        Ok(()) => drop_tables(subject).await,
+        failed => failed,
+    };
     let hold = if ended.is_ok() { hold(subject).await } else { None };
     report(subject, &tally, ended, removed, hold)
 }
@@ -168,7 +174,7 @@ async fn copy_batch(subject: &Subject<'_>, keys: &[Bytes], tally: &mut Tally) ->
             write_rows(site, own.collect(), tally).await?;
         }
     }
-    Ok(())
+    remove_copies(subject, tally).await
 }
 
 async fn write_target(subject: &Subject<'_>, sessions: &[(NewKey, Deadline)], tally: &mut Tally) -> Result<(), String> {
@@ -184,7 +190,8 @@ async fn write_target(subject: &Subject<'_>, sessions: &[(NewKey, Deadline)], ta
     tally.there += there.len() as u64;
     let made: Vec<NewKey> = made.into_iter().map(|(new, _)| new).collect();
     let keys: Vec<Bytes> = made.iter().map(|new| new.key.clone()).collect();
-    tally.made.extend(made.iter().cloned());
+    tally.copied += made.len() as u64;
+    tally.made.clone_from(&made);
     let copies = subject.target.read(&keys).await.map_err(|error| error.to_string())?;
     let differs = |(new, copy): &(&NewKey, Stored)| !matches!(copy, Stored::Value { value, .. } if *value == new.value);
     tally.different += made.iter().zip(copies).filter(differs).count() as u64;
@@ -223,32 +230,31 @@ async fn write_rows(site: &SiteRows, sessions: Vec<(&str, &Bytes, Deadline)>, ta
     Ok(())
 }
 
-/// Removes what was written, where it is still that. Answers how many.
-async fn remove(subject: &Subject<'_>, made: &[NewKey]) -> Result<u64, String> {
-    let mut removed = 0;
-    for batch in made.chunks(BATCH) {
-        let keys: Vec<Bytes> = batch.iter().map(|new| new.key.clone()).collect();
-        let now = subject.target.read(&keys).await.map_err(|error| error.to_string())?;
-        let own = batch
-            .iter()
-            .zip(now)
-            .filter(|(new, stored)| matches!(stored, Stored::Value { value, .. } if *value == new.value));
-        let deletes: Vec<RedisWrite> = own
-            .map(|(new, _)| RedisWrite::Delete { key: new.key.clone() })
-            .collect();
-        subject
-            .target
-            .write(&deletes)
-            .await
-            .map_err(|error| error.to_string())?;
-        removed += deletes.len() as u64;
+/// Removes what the batch has written, where it is still that.
+async fn remove_copies(subject: &Subject<'_>, tally: &mut Tally) -> Result<(), String> {
+    let keys: Vec<Bytes> = tally.made.iter().map(|new| new.key.clone()).collect();
+    let now = subject.target.read(&keys).await.map_err(|error| error.to_string())?;
+    let is_own =
+        |(new, stored): &(&NewKey, Stored)| matches!(stored, Stored::Value { value, .. } if *value == new.value);
+    let own = tally.made.iter().zip(now).filter(is_own);
+    let deletes: Vec<RedisWrite> = own
+        .map(|(new, _)| RedisWrite::Delete { key: new.key.clone() })
+        .collect();
+    subject
+        .target
+        .write(&deletes)
+        .await
+        .map_err(|error| error.to_string())?;
+    tally.removed += deletes.len() as u64;
+    tally.made.clear();
+    Ok(())
+}
+
+async fn drop_tables(subject: &Subject<'_>) -> Result<(), String> {
+    for site in subject.rows.iter().flat_map(|(rows, _)| rows.sites()) {
+        site.database.drop_table().await.map_err(|error| error.to_string())?;
     }
-    if let Some((rows, _)) = &subject.rows {
-        for site in rows.sites() {
-            site.database.drop_table().await.map_err(|error| error.to_string())?;
-        }
-    }
-    Ok(removed)
+    Ok(())
 }
 
 /// What a hold is made of: the last replies of the one, the last writes to the other, and the state on disk.
@@ -282,19 +288,15 @@ fn report(
     subject: &Subject<'_>,
     tally: &Tally,
     ended: Result<(), String>,
-    removed: Result<u64, String>,
+    removed: Result<(), String>,
     hold: Option<Duration>,
 ) -> Vec<Finding> {
     let mut findings = Vec::new();
     let mut add = |level, about, detail: String| findings.push(Finding::new(level, about, detail));
     let good = |clean: bool| if clean { Level::Green } else { Level::Red };
-    match &ended {
-        Ok(()) => {}
-        Err(error) => add(
-            Level::Red,
-            "rehearsal",
-            format!("it came to an end before its time: {error}"),
-        ),
+    if let Err(error) = &ended {
+        let detail = format!("it came to an end before its time: {error}");
+        add(Level::Red, "rehearsal", detail);
     }
     let extent = if tally.all { "all that there are" } else { "a sample" };
     let some = if tally.looked_at == 0 { Level::Red } else { Level::Green };
@@ -316,7 +318,7 @@ fn report(
         "target",
         format!(
             "{} written and read back, {} differ: {} a second{there}",
-            tally.made.len(),
+            tally.copied,
             tally.different,
             tally.written.per_second()
         ),
@@ -369,10 +371,10 @@ fn report(
         );
     }
     match removed {
-        Ok(removed) => add(
+        Ok(()) => add(
             Level::Green,
             "removed",
-            format!("{removed} copies at the target, and the rows"),
+            format!("{} copies at the target, and the rows", tally.removed),
         ),
         Err(error) => add(
             Level::Red,
