@@ -118,13 +118,15 @@ at("ask").addEventListener("submit", event => {
 // --- showing ---
 
 let status;
+// Why the last request was refused, until the next one.
+let complaint = "";
 
 function show(now) {
   const ended = status?.operation && status.operation.operation !== now.operation?.operation;
   const first = !status;
   status = now;
   at("all").hidden = false;
-  at("problem").textContent = now.warnings.join(" · ");
+  at("problem").textContent = [...now.warnings, complaint].filter(Boolean).join(" · ");
   const station = STATIONS.find(([phase]) => phase === now.phase);
   at("summary").textContent = `${station[1]}: the ${now.authority} Redis answers Django`;
   document.title = `${station[1]} · sessionferry`;
@@ -134,7 +136,7 @@ function show(now) {
   showButtons(now);
   showCharts(now);
   showCounts(now);
-  if (first || ended) showLog();
+  if (first || ended) complaining("log", showLog);
 }
 
 /** Puts the children in place; what is the same stays, so that nothing is read aloud again. */
@@ -190,8 +192,9 @@ function showRunning(operation) {
   at("stop").hidden = !["backfill", "verify", "restore"].includes(operation.kind);
 }
 
-at("stop").addEventListener("click", async () => {
-  if (status.operation) await ask("DELETE", `/api/v1/operations/${status.operation.operation}`);
+at("stop").addEventListener("click", () => {
+  const operation = status.operation;
+  if (operation) complaining("stop", () => json("DELETE", `/api/v1/operations/${operation.operation}`));
 });
 
 function showButtons(now) {
@@ -325,10 +328,17 @@ async function showPlan(kind) {
 at("no").addEventListener("click", () => at("confirm").close());
 
 async function go(kind) {
+  await complaining(kind, () => json("POST", `/api/v1/${kind}`));
+}
+
+/** Says what became of a request that was refused. */
+async function complaining(what, request) {
+  complaint = "";
   try {
-    await json("POST", `/api/v1/${kind}`);
+    await request();
   } catch (error) {
-    at("problem").textContent = `${kind}: ${error.message}`;
+    complaint = `${what}: ${error.message}`;
+    at("problem").textContent = complaint;
   }
 }
 
