@@ -211,6 +211,8 @@ fn scanned(value: Value) -> Value {
 fn shape(value: Value) -> Value {
     match value {
         Value::Bulk(kind, Some(_)) => Value::Bulk(kind, Some(Vec::new())),
+        // A score, of which one may be whole and another not.
+        Value::Line(b',', _) => Value::Line(b',', Vec::new()),
         other => numbers(other),
     }
 }
