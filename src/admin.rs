@@ -141,6 +141,7 @@ fn router(app: App) -> Router {
         .route("/readyz", get(readyz))
         .route("/metrics", get(prometheus))
         .route("/api/v1/status", get(status))
+        .route("/api/v1/clients", get(clients))
         .route("/api/v1/events", get(events::stream))
         .route("/api/v1/operations", get(operations))
         .route("/api/v1/operations/{id}", get(operation).delete(stop));
@@ -222,6 +223,10 @@ async fn prometheus(State(app): State<App>) -> Response {
 
 async fn status(State(app): State<App>) -> Response {
     Json(app.control.status()).into_response()
+}
+
+async fn clients(State(app): State<App>) -> Response {
+    Json(app.control.clients().await).into_response()
 }
 
 async fn start(app: App, kind: OperationKind, request: Request) -> Response {

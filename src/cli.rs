@@ -4,6 +4,7 @@
 //! everything about it (progress, reasons) to standard error, so that `--json` can be piped.
 
 mod client;
+mod clients;
 mod operation;
 mod screen;
 mod settings;
@@ -17,6 +18,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use serde_json::{Value, json};
 
 pub use client::{Client, ClientArgs, ClientError};
+pub use clients::ClientsArgs;
 pub use operation::LongArgs;
 pub use screen::StatusArgs;
 pub use settings::{RowSettings, Settings};
@@ -84,6 +86,8 @@ pub enum Command {
 pub enum Remote {
     /// One screen: where the move stands, and what to do next
     Status(StatusArgs),
+    /// Who is connected to the proxy, by address and library
+    Clients(ClientsArgs),
     /// Copy the sessions that are already there
     Backfill(LongArgs),
     /// Compare source, target and database
@@ -280,6 +284,7 @@ pub fn remote(command: &Remote) -> Exit {
     let none = OperationOptions::default();
     match command {
         Remote::Status(args) => screen::run(args),
+        Remote::Clients(args) => clients::run(args),
         Remote::Backfill(args) => operation::run(args, OperationKind::Backfill, &none),
         Remote::Verify(args) => operation::run(args, OperationKind::Verify, &none),
         Remote::Cutover(args) => switch(args, OperationKind::Cutover),

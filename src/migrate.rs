@@ -9,6 +9,7 @@ pub mod bypass;
 pub mod census;
 pub mod control;
 pub mod cutover;
+mod differences;
 mod line;
 mod notice;
 mod pace;
@@ -25,11 +26,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
+use futures_util::future::BoxFuture;
 use tokio_util::sync::CancellationToken;
 
 use crate::journal::{self, Journal};
 use crate::proxy::Proxy;
-use crate::status::{Operation, OperationKind, OperationOptions, OperationState, Phase, Status};
+use crate::status::{ClientList, Operation, OperationKind, OperationOptions, OperationState, Phase, Status};
 use crate::tee::delivery::{Counters, Stores};
 use crate::tee::{Rescue, Restore, Rows, Tee};
 use state::{DataDir, State};
@@ -54,6 +56,8 @@ pub trait Control: Send + Sync + 'static {
     fn stop(&self, id: u64) -> bool;
     /// Reasons why the proxy is not ready; empty where it is.
     fn unready(&self) -> Vec<String>;
+    /// Who is connected.
+    fn clients(&self) -> BoxFuture<'_, ClientList>;
     /// Appends the metrics in Prometheus text form.
     fn metrics(&self) -> String;
 }

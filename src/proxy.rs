@@ -20,6 +20,7 @@ mod names;
 mod pause;
 mod pin;
 mod rights;
+mod roster;
 mod scripts;
 pub mod stats;
 mod upstream;
@@ -33,7 +34,7 @@ use tokio::time::timeout_at;
 
 use crate::journal::Journal;
 use crate::net::tls::TlsAcceptor;
-use crate::status::Authority;
+use crate::status::{Authority, ClientList};
 use crate::tee::{Rescue, Restore, Shield, SinkName, Tee};
 pub use access::Access;
 use balance::Load;
@@ -42,6 +43,7 @@ pub use listener::{Listen, Listener};
 pub use names::Names;
 pub use pause::Pause;
 pub use rights::Rights;
+use roster::Roster;
 pub use scripts::Scripts;
 pub use stats::WorkerStats;
 use worker::{Order, Peer, Worker};
@@ -259,6 +261,25 @@ impl Proxy {
         self.stats()
             .map(|stats| stats.clients.load(std::sync::atomic::Ordering::Relaxed))
             .sum()
+    }
+
+    /// Who is connected. A worker that does not answer within `limit` is left out.
+    pub async fn clients(&self, limit: Duration) -> ClientList {
+        let deadline = Instant::now() + limit;
+        let mut waits = Vec::new();
+        for Peer { orders, .. } in &self.workers {
+            let (done, wait) = oneshot::channel();
+            if orders.send(Order::CallRoll { done }).is_ok() {
+                waits.push(wait);
+            }
+        }
+        let mut all = Roster::default();
+        for wait in waits {
+            if let Ok(Ok(roster)) = timeout_at(deadline.into(), wait).await {
+                all.merge(roster);
+            }
+        }
+        all.list()
     }
 
     /// Closes clients as they become idle; answers when all are gone or `grace` is over.

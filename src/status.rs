@@ -108,6 +108,25 @@ pub struct Clients {
     pub held: u64,
 }
 
+/// `GET /api/v1/clients`: who is connected, the largest groups first.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct ClientList {
+    pub clients: Vec<ClientGroup>,
+    /// Groups beyond those told of.
+    pub left_out: u64,
+}
+
+/// Connections from one address that say the same of themselves.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct ClientGroup {
+    pub address: String,
+    /// `CLIENT SETNAME`.
+    pub name: Option<String>,
+    /// `CLIENT SETINFO`: name and version of the client's library.
+    pub library: Option<String>,
+    pub connections: u64,
+}
+
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Commands {
     pub forwarded: u64,
@@ -206,9 +225,58 @@ pub struct Verify {
     /// The target was the authority already.
     #[serde(default)]
     pub after_cutover: bool,
-    /// Digests of up to 20 sessions that differ, each with the store and the kind, for a person to look into.
+    /// Up to 20 sessions that differ, or did at the verify before, for a person to look into.
     #[serde(default)]
-    pub examples: Vec<String>,
+    pub differences: Vec<Difference>,
+}
+
+/// A session that was found to differ.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Difference {
+    /// Its digest.
+    pub session: String,
+    /// What is wrong, and where, in plain words.
+    pub found: Vec<String>,
+    pub outcome: Outcome,
+}
+
+impl std::fmt::Display for Difference {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "{}: {} ({})",
+            self.session,
+            self.found.join(", "),
+            self.outcome.text()
+        )
+    }
+}
+
+/// What was done about a difference.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    NoneYet,
+    /// It is no longer, or was never, in the authority.
+    NoCopyRemovesIt,
+    /// By a backfill.
+    CopiedSince,
+    /// Although a backfill copied it.
+    DiffersStill,
+    TheSameAgain,
+}
+
+impl Outcome {
+    /// In plain words. The page says the same.
+    fn text(self) -> &'static str {
+        match self {
+            Outcome::NoneYet => "a backfill copies it",
+            Outcome::NoCopyRemovesIt => "no copy removes it",
+            Outcome::CopiedSince => "copied since",
+            Outcome::DiffersStill => "differs still after a copy",
+            Outcome::TheSameAgain => "the same again",
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

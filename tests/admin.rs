@@ -81,6 +81,11 @@ fn health_status_and_page_are_served() {
         assert!(part.head.contains("script-src 'self'"), "{}", part.head);
     }
     assert_eq!(get(&served, "/api/v1/operations").json(), json!({"operations": []}));
+    assert_eq!(
+        get(&served, "/api/v1/clients").json(),
+        json!({"clients": [{"address": "10.0.0.7", "name": "celery", "library": "redis-py 5.0.1", "connections": 3}],
+               "left_out": 0})
+    );
     assert_eq!(get(&served, "/nothing").status, 404);
     assert_eq!(ask(&served, "DELETE /api/v1/status", &[], "").status, 405);
     assert_eq!(

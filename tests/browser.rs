@@ -161,6 +161,8 @@ fn a_whole_move_is_clicked_through_and_back() {
     let Some(browser) = Browser::start() else { return };
     let mut site = Site::prepare(DatabaseKind::Sqlite);
     site.django.fill("source", 300, 12);
+    // One that no visitor will write again.
+    let left_alone = site.source.ask::<Vec<String>>(&["KEYS", "*"]).remove(0);
     site.start_proxy(&[]);
     let mut hammer = Hammer::start("5.2", &site.proxy().url(), 5, &["--think", "20"]);
     let url = format!("{}/", site.proxy().admin_url());
@@ -190,7 +192,20 @@ fn a_whole_move_is_clicked_through_and_back() {
     browser.go("backfill");
     browser.until_shown("counts", "done: ");
     browser.until_shown("log", "backfill done");
+    browser.until_shown("clients", "127.0.0.1");
+    browser.until_shown("clients", "redis-py");
+
+    // What differs is shown, and what became of it.
+    assert_eq!(site.target.ask::<u64>(&["DEL", &left_alone]), 1);
     browser.go("verify");
+    browser.until_shown("differences", "missing in the other Redis");
+    browser.until_shown("differences", "nothing yet: a backfill copies it");
+    browser.expect_accessible("with a difference");
+    browser.shoot("differs");
+    browser.go("backfill");
+    browser.until_shown("differences", "copied since");
+    browser.go("verify");
+    browser.until_shown("differences", "the same again");
     browser.until_shown("summary", "Synced");
     browser.press("cutover");
     browser.until_shown("confirm-checks", "Yes: ");

@@ -88,6 +88,24 @@ fn each_long_command_asks_for_its_operation_and_exits_0() {
 }
 
 #[test]
+fn clients_are_listed() {
+    let served = Served::new(None, Script::default());
+    let ran = run(&["clients", "--admin", &served.url()]);
+    assert_eq!(
+        (ran.code, ran.out.as_str()),
+        (0, "     3  10.0.0.7  redis-py 5.0.1, named celery\n")
+    );
+    let ran = run(&["clients", "--json", "--admin", &served.url()]);
+    assert_eq!(
+        (ran.code, ran.json()["clients"][0]["connections"].clone()),
+        (0, json!(3))
+    );
+    let ran = run(&["clients", "--json", "--admin", "http://127.0.0.1:1"]);
+    assert_eq!(ran.code, 3);
+    has(&ran.err, &["clients: cannot reach the proxy"]);
+}
+
+#[test]
 fn backfill_says_what_it_copied() {
     let result = json!({"scanned": 12345, "copied": 12000, "skipped": 345, "failed": 0});
     let ran = long(&["backfill"], (OperationState::Done, None, result.clone()));
@@ -123,7 +141,7 @@ fn verify_exits_1_where_the_stores_differ_and_says_what_to_do() {
         ],
     );
     let differs = json!({"state": "differs", "compared": 50, "rounds": 3, "missing_target": 2, "different_database": 1,
-                         "extra_target": 4, "examples": ["a1b2 target missing"]});
+                         "extra_target": 4, "differences": [{"session": "a1b2", "found": ["missing in the other Redis"], "outcome": "differs_still"}]});
     let ran = long(&["verify"], (OperationState::Done, None, differs.clone()));
     assert_eq!(ran.code, 1);
     has(
@@ -137,7 +155,11 @@ fn verify_exits_1_where_the_stores_differ_and_says_what_to_do() {
     );
     has(
         &ran.out,
-        &["a1b2 target missing", "what to do: ", "sessionferry backfill"],
+        &[
+            "a1b2: missing in the other Redis (differs still after a copy)",
+            "what to do: ",
+            "sessionferry backfill",
+        ],
     );
     assert!(
         !ran.out.contains("missing in the database") && !ran.out.contains("next step"),

@@ -355,3 +355,35 @@ fn the_rust_crate() {
         the_crate_without_async(&format!("redis://{address}/")).unwrap_or_else(|error| panic!("{way}: {error}"));
     }
 }
+
+/// Redis before 7.2 refuses to be told of a library; who is connected is known all the same.
+#[test]
+fn clients_are_told_of_by_address_library_and_name() {
+    let site = Site::start();
+    let mut connections: Vec<redis::Connection> = (0..4).map(|_| site.proxy.connection()).collect();
+    for (at, connection) in connections.iter_mut().enumerate() {
+        // That of the Rust crate says it by itself.
+        let _: redis::RedisResult<()> = redis::cmd("CLIENT")
+            .arg(&["SETINFO", "LIB-NAME", "a-library"])
+            .query(connection);
+        let _: redis::RedisResult<()> = redis::cmd("CLIENT")
+            .arg(&["SETINFO", "LIB-VER", "1.2"])
+            .query(connection);
+        if at == 3 {
+            let _: () = redis::cmd("CLIENT")
+                .arg(&["SETNAME", "worker"])
+                .query(connection)
+                .unwrap();
+        }
+    }
+    let list = || -> serde_json::Value { serde_json::from_str(&site.proxy.get("/api/v1/clients").unwrap().1).unwrap() };
+    let row = |name: Option<&str>, connections| serde_json::json!({"address": "127.0.0.1", "name": name, "library": "a-library 1.2", "connections": connections});
+    assert_eq!(
+        list()["clients"],
+        serde_json::json!([row(None, 3), row(Some("worker"), 1)])
+    );
+    connections.clear();
+    support::eventually("nobody is told of any more", Duration::from_secs(10), || {
+        list()["clients"] == serde_json::json!([])
+    });
+}

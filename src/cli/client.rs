@@ -15,7 +15,7 @@ use super::Exit;
 
 /// The admin address answers from memory; longer than this means that nobody is there.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
-/// A status has at most some 20 examples and a few warnings.
+/// A status has at most some 20 differences and a few warnings.
 const ANSWER_BYTES_MAX: u64 = 4 * 1024 * 1024;
 const DEFAULT_URL: &str = "http://127.0.0.1:9380";
 

@@ -275,9 +275,9 @@ fn verify(to: &mut String, s: &Status) -> std::fmt::Result {
             .collect();
         writeln!(to, "              {}", kinds.join(", "))?;
     }
-    v.examples
+    v.differences
         .iter()
-        .try_for_each(|example| writeln!(to, "              {example}"))
+        .try_for_each(|difference| writeln!(to, "              {difference}"))
 }
 
 /// What an operator should do now: the first thing that stands in the way, else the next station.

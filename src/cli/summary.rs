@@ -108,8 +108,8 @@ fn verify(result: &Verify) -> Summary {
             HumanCount(result.unstorable)
         ));
     }
-    for example in &result.examples {
-        text.push_str(&format!("\n    {example}"));
+    for difference in &result.differences {
+        text.push_str(&format!("\n    {difference}"));
     }
     for advice in advice(result) {
         text.push_str(&format!("\nwhat to do: {advice}"));
@@ -150,7 +150,7 @@ fn advice(verify: &Verify) -> Vec<&'static str> {
     if verify.extra_target + verify.extra_database > 0 {
         advice.push(
             "extra sessions are logouts that have not arrived, or were there before the move: \
-             verify again, and look into those that stay (the examples name them)",
+             verify again, and look into those that stay (they are named above)",
         );
     }
     advice

@@ -11,6 +11,7 @@ use serde_json::json;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
+use super::differences::note_backfill;
 use super::pace::Pace;
 use super::scan::{GENTLE_COUNT, Position, SCAN_COUNT, SessionScan};
 use super::state::Checkpoint;
@@ -92,6 +93,9 @@ impl Controller {
             } else {
                 BackfillState::Failed
             };
+            if done {
+                note_backfill(&mut state.verify.differences);
+            }
             // What verify saw before is no longer what is there.
             if done && state.verify.state == VerifyState::Clean {
                 state.verify.state = VerifyState::Idle;

@@ -2,14 +2,20 @@
 
 use std::fmt::Write;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
 
 use super::{Control, Controller, Operations, Refused};
 use crate::proxy::stats::LATENCY_BOUNDS_US;
 use crate::status::{
-    Clients, Commands, Cutover, CutoverState, Operation, OperationKind, OperationOptions, Phase, Sessions, Sink,
-    Status, Tee,
+    ClientList, Clients, Commands, Cutover, CutoverState, Operation, OperationKind, OperationOptions, Phase, Sessions,
+    Sink, Status, Tee,
 };
 use crate::tee::{Pending, SinkName};
+
+/// A worker answers between two commands; one that does not is in trouble, and so is the answer.
+const ROLL_LIMIT: Duration = Duration::from_secs(2);
 
 impl Control for Controller {
     fn status(&self) -> Status {
@@ -104,6 +110,10 @@ impl Control for Controller {
         }
         reasons.extend(self.parts.journal.trouble());
         reasons
+    }
+
+    fn clients(&self) -> BoxFuture<'_, ClientList> {
+        Box::pin(self.parts.proxy.clients(ROLL_LIMIT))
     }
 
     fn metrics(&self) -> String {

@@ -4,7 +4,7 @@
 //! only where the authority held still meanwhile and the tee has nothing on its way for that key: what the tee has, it
 //! will deliver.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,6 +13,7 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use super::census::PAGE_LEN;
+use super::differences::{Differences, Kind, follow};
 use super::{Controller, End};
 use crate::clock::{now_ms, now_rfc3339};
 use crate::session::Deadline;
@@ -35,33 +36,6 @@ const ROUNDS: u64 = 3;
 const MAX_DIFFERENCES: usize = 200_000;
 /// The stores may disagree by this much on when a session ends, ms.
 const DEADLINE_TOLERANCE_MS: i64 = 2000;
-/// Digests shown.
-const MAX_EXAMPLES: usize = 20;
-
-/// What is wrong with a session in a store that is not the authority.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Kind {
-    MissingTarget,
-    DifferentTarget,
-    ExtraTarget,
-    MissingDatabase,
-    DifferentDatabase,
-    ExtraDatabase,
-}
-
-impl Kind {
-    fn text(self) -> &'static str {
-        match self {
-            Kind::MissingTarget => "missing in the other Redis",
-            Kind::DifferentTarget => "different in the other Redis",
-            Kind::ExtraTarget => "only in the other Redis",
-            Kind::MissingDatabase => "missing in the database",
-            Kind::DifferentDatabase => "different in the database",
-            Kind::ExtraDatabase => "only in the database",
-        }
-    }
-}
-
 #[derive(Debug, Default)]
 struct Looked {
     differences: Vec<Kind>,
@@ -70,19 +44,22 @@ struct Looked {
     moving: bool,
 }
 
-type Differences = BTreeMap<Bytes, Vec<Kind>>;
-
 /// A sink must have caught up before its state says anything: bounded, since a sink that is away shows in the result.
 const CATCH_UP: Duration = Duration::from_secs(2);
 
 impl Controller {
     pub(super) async fn run_verify(&self, stop: &CancellationToken) -> End {
         let after_cutover = self.parts.stores.authority() == Authority::Target;
-        self.state().verify = Verify {
-            state: VerifyState::Running,
-            after_cutover,
-            ..Verify::default()
-        };
+        {
+            let mut state = self.state();
+            state.verify = Verify {
+                state: VerifyState::Running,
+                after_cutover,
+                // Until this one is done.
+                differences: std::mem::take(&mut state.verify.differences),
+                ..Verify::default()
+            };
+        }
         let result = self.compare_all(stop).await;
         let stopped = stop.is_cancelled();
         let (differs, counts) = self.update(|state| {
@@ -127,6 +104,11 @@ impl Controller {
             rounds += 1;
         }
         self.note_differences(&found, &unstorable, rounds);
+        if !stop.is_cancelled() {
+            let before = self.state().verify.differences.clone();
+            let told = follow(&before, &found, |key| self.parts.tee.digest(key));
+            self.state().verify.differences = told;
+        }
         Ok(())
     }
 
@@ -142,14 +124,6 @@ impl Controller {
         verify.extra_database = count(Kind::ExtraDatabase);
         verify.unstorable = unstorable.len() as u64;
         verify.rounds = rounds;
-        verify.examples = found
-            .iter()
-            .take(MAX_EXAMPLES)
-            .map(|(key, kinds)| {
-                let kinds: Vec<_> = kinds.iter().map(|kind| kind.text()).collect();
-                format!("{}: {}", self.parts.tee.digest(key), kinds.join(", "))
-            })
-            .collect();
     }
 
     async fn first_round(

@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::io;
+use std::net::IpAddr;
 use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
@@ -57,6 +58,16 @@ impl ReadHalf {
 }
 
 impl WriteHalf {
+    /// The other end's address; nothing over a unix socket, or where it has gone already.
+    pub fn peer(&self) -> Option<IpAddr> {
+        let address = match self {
+            WriteHalf::Tcp(half) => half.peer_addr(),
+            WriteHalf::Unix(_) => return None,
+            WriteHalf::Tls(session) => session.lock().expect(UNLOCKED).peer(),
+        };
+        address.ok().map(|address| address.ip())
+    }
+
     /// Writes what the socket takes now. After `WouldBlock` the same bytes must come again.
     ///
     /// # Errors

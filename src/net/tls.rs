@@ -7,7 +7,7 @@
 use std::cell::RefCell;
 use std::fmt;
 use std::io::{self, BufRead, Write};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -215,6 +215,10 @@ thread_local! {
 }
 
 impl Session {
+    pub(super) fn peer(&self) -> io::Result<SocketAddr> {
+        self.socket.peer_addr()
+    }
+
     fn new(socket: TcpStream, connection: Connection) -> Session {
         Session {
             socket,

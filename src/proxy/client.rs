@@ -1,6 +1,7 @@
 //! What of a client is reached from its upstream connections too: its output, its state, the upstream it uses.
 
 use std::cell::{Cell, RefCell};
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::task::Waker;
@@ -10,7 +11,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use tokio::time::timeout;
 
 use super::gate::Gate;
-use super::identity::{Identity, Labels, Protocol};
+use super::identity::{Identity, Labels, Library, Protocol};
 use super::pin::{Message, Pin, StateChange};
 use super::upstream::{InFlight, Kind, Upstream};
 use super::worker::{Worker, shorten_timeout};
@@ -49,6 +50,8 @@ const KEEP_LEN: usize = 16 * 1024;
 pub(super) struct Client {
     pub(super) id: u64,
     pub(super) worker: Rc<Worker>,
+    /// Where it connected from; nothing over a unix socket.
+    pub(super) address: Option<IpAddr>,
     /// `None` once the client has left for another worker.
     pub(super) writer: RefCell<Option<WriteHalf>>,
     pub(super) out: RefCell<BytesMut>,
@@ -78,6 +81,7 @@ pub(super) struct Client {
     pub(super) waker: Cell<Option<Waker>>,
     pub(super) identity: RefCell<Identity>,
     pub(super) labels: RefCell<Labels>,
+    pub(super) library: RefCell<Library>,
     pub(super) pin: RefCell<Option<Pin>>,
     /// The shared upstream used last, with the authority's generation that it belongs to.
     pub(super) route: RefCell<Option<(u64, Rc<Upstream>)>>,
@@ -94,6 +98,7 @@ impl Client {
         Rc::new(Client {
             id,
             worker: worker.clone(),
+            address: writer.peer(),
             writer: RefCell::new(Some(writer)),
             out: RefCell::default(),
             flush_queued: Cell::new(false),
@@ -111,6 +116,7 @@ impl Client {
             waker: Cell::new(None),
             identity: RefCell::new(identity),
             labels: RefCell::new(labels),
+            library: RefCell::default(),
             pin: RefCell::new(None),
             route: RefCell::new(None),
         })
@@ -364,6 +370,7 @@ impl Client {
         }
         *self.identity.borrow_mut() = Identity::nobody(self.worker.shared.rights.changes());
         *self.labels.borrow_mut() = Labels::default();
+        *self.library.borrow_mut() = Library::default();
         *self.route.borrow_mut() = None;
         self.admitted.set(self.worker.shared.access.is_open());
     }

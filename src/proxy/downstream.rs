@@ -63,12 +63,12 @@ impl Downstream {
         if let (End::LeavesTo(to), Some(writer)) = (end, client.writer.take()) {
             match reunite(self.reader, writer) {
                 Ok(socket) => {
-                    let labels = client.labels.take();
+                    let said = (client.labels.take(), client.library.take());
                     let handover = Handover::new(
                         socket,
                         self.input,
                         &client.identity.borrow(),
-                        labels,
+                        said,
                         client.admitted.get(),
                     );
                     client.worker.hand_over(to, handover);

@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use bytes::BytesMut;
 
-use super::identity::{Credentials, Identity, Labels, Protocol};
+use super::identity::{Credentials, Identity, Labels, Library, Protocol};
 use crate::net::stream::Detached;
 
 #[derive(Debug)]
@@ -23,6 +23,7 @@ pub(super) struct Known {
     protocol: Protocol,
     credentials: Option<Credentials>,
     pub(super) labels: Labels,
+    pub(super) library: Library,
     /// See [`Identity::rights`]; `None` for whoever has just connected.
     rights: Option<u64>,
     /// It has authenticated, where the proxy decides that itself.
@@ -30,7 +31,13 @@ pub(super) struct Known {
 }
 
 impl Handover {
-    pub(super) fn new(socket: Detached, input: BytesMut, identity: &Identity, labels: Labels, admitted: bool) -> Self {
+    pub(super) fn new(
+        socket: Detached,
+        input: BytesMut,
+        identity: &Identity,
+        (labels, library): (Labels, Library),
+        admitted: bool,
+    ) -> Self {
         let known = Known {
             input,
             db: identity.db,
@@ -38,6 +45,7 @@ impl Handover {
             credentials: identity.credentials.as_deref().cloned(),
             rights: Some(identity.rights),
             labels,
+            library,
             admitted,
         };
         Handover { socket, known }
@@ -46,7 +54,7 @@ impl Handover {
     /// A client that has just connected.
     pub(super) fn of_new_client(socket: Detached) -> Self {
         let identity = Identity::default();
-        let mut new = Handover::new(socket, BytesMut::new(), &identity, Labels::default(), false);
+        let mut new = Handover::new(socket, BytesMut::new(), &identity, Default::default(), false);
         new.known.rights = None;
         new
     }

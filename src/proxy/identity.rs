@@ -82,6 +82,33 @@ impl Labels {
     }
 }
 
+/// The library that a client says it uses, to be shown: Redis before 7.2 refuses to be told, and the client has said it all
+/// the same.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Library {
+    name: Vec<u8>,
+    version: Vec<u8>,
+}
+
+impl Library {
+    /// Of what a client says, bytes: a server has no limit.
+    const MAX_LEN: usize = 64;
+
+    pub fn set_name(&mut self, name: &[u8]) {
+        self.name = name[..name.len().min(Self::MAX_LEN)].to_vec();
+    }
+
+    pub fn set_version(&mut self, version: &[u8]) {
+        self.version = version[..version.len().min(Self::MAX_LEN)].to_vec();
+    }
+
+    /// `redis-py 5.0.1`; empty where the client has said nothing.
+    pub fn text(&self) -> String {
+        let words = [&self.name, &self.version].map(|word| String::from_utf8_lossy(word));
+        words.join(" ").trim().to_owned()
+    }
+}
+
 /// The two Redis servers as clients' credentials see them.
 #[derive(Clone, Debug)]
 pub struct Servers {

@@ -21,6 +21,7 @@ use super::client::Client;
 use super::downstream::Downstream;
 use super::handover::{Handover, Known};
 use super::identity::{Identity, Labels};
+use super::roster::Roster;
 use super::stats::WorkerStats;
 use super::upstream::Upstream;
 use super::{Shared, balance};
@@ -66,6 +67,10 @@ pub(super) enum Order {
     /// Say when what has arrived by now has been read.
     HearOut {
         done: oneshot::Sender<()>,
+    },
+    /// Say who is connected.
+    CallRoll {
+        done: oneshot::Sender<Roster>,
     },
     /// Close idle clients, and the others as soon as they are idle.
     Drain,
@@ -197,6 +202,9 @@ impl Worker {
                         let _ = done.send(());
                     });
                 }
+                Order::CallRoll { done } => {
+                    let _ = done.send(worker.roster());
+                }
                 Order::Drain => worker.drain(),
                 Order::Stop => break,
             }
@@ -274,10 +282,12 @@ impl Worker {
         let Known {
             input,
             labels,
+            library,
             admitted,
             ..
         } = known;
         let client = Client::new(self, id, writer, identity, labels);
+        *client.library.borrow_mut() = library;
         client.admitted.set(client.admitted.get() || admitted);
         self.clients.borrow_mut().insert(id, client.clone());
         tokio::task::spawn_local(Downstream::new(client, reader, input).run());
@@ -318,6 +328,15 @@ impl Worker {
         if slot.is_empty() {
             *slot = clients;
         }
+    }
+
+    fn roster(&self) -> Roster {
+        let mut roster = Roster::default();
+        for client in self.clients.borrow().values() {
+            let name = &client.labels.borrow().name;
+            roster.add(client.address, name.as_ref(), &client.library.borrow());
+        }
+        roster
     }
 
     fn drain(&self) {

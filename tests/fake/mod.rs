@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
+use futures_util::future::BoxFuture;
 use sessionferry::admin;
 use sessionferry::config::Secret;
 use sessionferry::migrate::{Control, Refused};
@@ -138,6 +139,16 @@ impl Control for Fake {
 
     fn unready(&self) -> Vec<String> {
         self.0.lock().unwrap().unready.clone()
+    }
+
+    fn clients(&self) -> BoxFuture<'_, ClientList> {
+        let clients = vec![ClientGroup {
+            address: "10.0.0.7".into(),
+            name: Some("celery".into()),
+            library: Some("redis-py 5.0.1".into()),
+            connections: 3,
+        }];
+        Box::pin(std::future::ready(ClientList { clients, left_out: 0 }))
     }
 
     fn metrics(&self) -> String {

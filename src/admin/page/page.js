@@ -43,6 +43,14 @@ const ACTIONS = [
     "Puts sessions back into the Redis that answers Django: those that it lacks and another store has. Nothing that is there is changed, and no logout is undone."],
 ];
 
+const OUTCOMES = {
+  none_yet: ["", "nothing yet: a backfill copies it"],
+  no_copy_removes_it: ["bad", "nothing: no copy removes it"],
+  copied_since: ["", "copied since; a verify tells"],
+  differs_still: ["bad", "copied, and differs still"],
+  the_same_again: ["good", "the same again"],
+};
+
 // --- asking ---
 
 // Kept for this tab alone.
@@ -118,6 +126,9 @@ at("ask").addEventListener("submit", event => {
 // --- showing ---
 
 let status;
+// Who is connected is asked for this often, in seconds.
+const ROLL_EVERY = 5;
+let rollCalled = 0;
 // Why the last request was refused, until the next one.
 let complaint = "";
 
@@ -137,6 +148,11 @@ function show(now) {
   showCharts(now);
   showCounts(now);
   if (first || ended) complaining("log", showLog);
+  if (first || now.uptime_seconds - rollCalled >= ROLL_EVERY) {
+    rollCalled = now.uptime_seconds;
+    // Where it fails the events fail too, and say so.
+    showClients().catch(() => {});
+  }
 }
 
 /** Puts the children in place; what is the same stays, so that nothing is read aloud again. */
@@ -218,11 +234,16 @@ function showButtons(now) {
 function next(now) {
   switch (now.phase) {
     case "teeing": return "backfill";
-    case "backfilling": return now.backfill.state === "done" ? "verify" : "backfill";
+    case "backfilling": return now.backfill.state !== "done" || uncopied(now.verify) ? "backfill" : "verify";
     case "synced": return "cutover";
     case "cut_over": return "finish";
     default: return null;
   }
+}
+
+/** Whether some difference waits for a backfill. */
+function uncopied(verify) {
+  return verify.differences.some(({ outcome }) => outcome === "none_yet" || outcome === "differs_still");
 }
 
 const SAMPLES = 300;
@@ -273,7 +294,21 @@ function showCounts(now) {
     ["Commands", `${number(commands.forwarded)} forwarded, ${number(commands.session_writes)} of them changed a session`],
   ];
   fill("counts", rows.flatMap(([name, text]) => [make("dt", {}, name), make("dd", {}, text)]));
-  fill("differences", verify.examples.map(example => make("li", {}, example)));
+  at("differences").hidden = !verify.differences.length;
+  fill("difference-rows", verify.differences.map(({ session, found, outcome }) => make("tr", {},
+    make("th", { scope: "row" }, make("code", {}, session)), make("td", {}, found.join(", ")),
+    make("td", { className: OUTCOMES[outcome][0] }, OUTCOMES[outcome][1]))));
+}
+
+async function showClients() {
+  const { clients, left_out } = await json("GET", "/api/v1/clients");
+  const rows = clients.map(({ address, name, library, connections }) => make("tr", {},
+    make("th", { scope: "row" }, address), make("td", {}, library ?? ""), make("td", {}, name ?? ""),
+    make("td", { className: "number" }, number(connections))));
+  at("client-rest").textContent = left_out ? `and ${number(left_out)} smaller groups`
+    : clients.length ? "" : "Nobody is connected.";
+  at("clients").hidden = !clients.length;
+  fill("client-rows", rows);
 }
 
 async function showLog() {

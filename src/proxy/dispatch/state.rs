@@ -182,6 +182,11 @@ impl Downstream {
             }
             _ => None,
         };
+        match &change {
+            Some(StateChange::LibName(name)) => client.library.borrow_mut().set_name(name),
+            Some(StateChange::LibVer(version)) => client.library.borrow_mut().set_version(version),
+            _ => {}
+        }
         match sub.as_slice() {
             b"pause" => client
                 .worker
