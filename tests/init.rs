@@ -7,37 +7,14 @@ mod support;
 use std::{
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
-    process::Command,
 };
 
 use serde_json::Value;
 use support::{
     Port, Postgres, Proxy, ProxyOptions, RedisServer,
-    django::python,
+    project::{DjangoProject, MAKE},
     proxy::{Answer, binary},
 };
-use tempfile::TempDir;
-
-/// Appended to the settings of each project: where its sessions are may then be changed from outside, as an operator
-/// changes the file.
-const FROM_OUTSIDE: &str = r#"
-import os
-if "SITE_LOCATION" in os.environ:
-    CACHES[SESSION_CACHE_ALIAS]["LOCATION"] = os.environ["SITE_LOCATION"]
-SESSION_ENGINE = os.environ.get("SITE_ENGINE", SESSION_ENGINE)
-"#;
-
-/// Makes sessions, and prints key and content of each.
-const MAKE: &str = r#"
-from importlib import import_module
-from django.conf import settings
-Store = import_module(settings.SESSION_ENGINE).SessionStore
-for number in range(30):
-    session = Store()
-    session["number"], session["text"] = number, "Zoë " * number
-    session.save()
-    print("session", session.session_key, sum(map(ord, repr(sorted(session.items())))))
-"#;
 
 /// Reads them again.
 const READ: &str = r#"
@@ -50,64 +27,21 @@ for key in os.environ["SITE_KEYS"].split(","):
     print("session", key, sum(map(ord, repr(sorted(session.items())))) if session.session_key else "lost")
 "#;
 
-struct DjangoProject {
-    folder: TempDir,
-    python: PathBuf,
-}
-
-impl DjangoProject {
-    fn new(django: &str, settings: &str) -> DjangoProject {
-        let project = DjangoProject {
-            folder: tempfile::tempdir().unwrap(),
-            python: python(django).unwrap(),
-        };
-        let made = Command::new(&project.python)
-            .args(["-m", "django", "startproject", "site_of_ours", "."])
-            .current_dir(project.folder.path())
-            .status();
-        assert!(made.unwrap().success());
-        let file = project.folder.path().join("site_of_ours/settings.py");
-        let stock = std::fs::read_to_string(&file).unwrap();
-        std::fs::write(&file, format!("{stock}\n{settings}\n{FROM_OUTSIDE}")).unwrap();
-        project.manage(&["migrate", "--verbosity", "0"], &[]);
-        project
-    }
-
-    fn manage_py(&self) -> PathBuf {
-        self.folder.path().join("manage.py")
-    }
-
-    fn manage(&self, args: &[&str], env: &[(&str, &str)]) -> String {
-        let mut command = Command::new(&self.python);
-        command.arg(self.manage_py()).args(args).envs(env.iter().copied());
-        Answer::of(command.current_dir(self.folder.path())).expect(0).out
-    }
-
-    /// Lines of `session KEY CONTENT`.
-    fn sessions(&self, script: &str, env: &[(&str, &str)]) -> Vec<String> {
-        let out = self.manage(&["shell", "-c", script], env);
-        out.lines()
-            .filter(|line| line.starts_with("session "))
-            .map(str::to_owned)
-            .collect()
-    }
-
-    /// `sessionferry init`, and what it printed as JSON.
-    fn init(&self, target: &str, more: &[&str]) -> (Answer, PathBuf) {
-        let output = self.folder.path().join("sessionferry.toml");
-        let mut command = binary(self.folder.path());
-        command
-            .arg("init")
-            .arg("--manage")
-            .arg(self.manage_py())
-            .arg("--python")
-            .arg(&self.python);
-        command
-            .args(["--target", target, "--json", "--output"])
-            .arg(&output)
-            .args(more);
-        (Answer::of(&mut command), output)
-    }
+/// `sessionferry init`, and what it printed as JSON.
+fn init(project: &DjangoProject, target: &str, more: &[&str]) -> (Answer, PathBuf) {
+    let output = project.folder.path().join("sessionferry.toml");
+    let mut command = binary(project.folder.path());
+    command
+        .arg("init")
+        .arg("--manage")
+        .arg(project.manage_py())
+        .arg("--python")
+        .arg(&project.python);
+    command
+        .args(["--target", target, "--json", "--output"])
+        .arg(&output)
+        .args(more);
+    (Answer::of(&mut command), output)
 }
 
 fn expect_private(path: &Path) {
@@ -120,7 +54,7 @@ fn expect_private(path: &Path) {
 fn moves(project: &DjangoProject, target: &str, location: impl Fn(&str) -> String) -> (Value, String) {
     let before = project.sessions(MAKE, &[]);
     assert_eq!(before.len(), 30);
-    let (answer, config) = project.init(target, &[]);
+    let (answer, config) = init(project, target, &[]);
     let answer = answer.expect(0).json();
     let text = std::fs::read_to_string(&config).unwrap();
     expect_private(&config);
@@ -192,9 +126,9 @@ fn a_stock_project_is_moved_as_init_wrote_it() {
         "the secret key is shown"
     );
     // Never over what is there.
-    let (again, _) = project.init(&target.url(), &[]);
+    let (again, _) = init(&project, &target.url(), &[]);
     again.expect(1);
-    project.init(&target.url(), &["--overwrite"]).0.expect(0);
+    init(&project, &target.url(), &["--overwrite"]).0.expect(0);
 }
 
 #[test]
@@ -202,7 +136,6 @@ fn django_redis_with_zlib_and_a_key_function_is_moved_as_init_wrote_it() {
     let password = ["--requirepass", "old p@ss"];
     let (source, target) = (RedisServer::start(&password), RedisServer::start(&[]));
     let postgres = Postgres::start();
-    let database = url::Url::parse(&postgres.url()).unwrap();
     let settings = format!(
         r#"
 def make_key(key, prefix, version):
@@ -224,20 +157,14 @@ CACHES = {{
 }}
 if "SITE_LOCATION" in __import__("os").environ and "{target}" in __import__("os").environ["SITE_LOCATION"]:
     del CACHES["sessions"]["OPTIONS"]["PASSWORD"]
-DATABASES = {{"default": {{
-    "ENGINE": "django.db.backends.postgresql", "NAME": "{name}", "USER": "{user}", "HOST": "{host}", "PORT": "{port}",
-    "PASSWORD": "p@ss/word",
-}}}}
+DATABASES = {{"default": {database}}}
 def somewhere():
     from django.core.cache import caches
     caches["sessions"].clear()
 "#,
         source = source.address(),
         target = target.address(),
-        name = database.path().trim_start_matches('/'),
-        user = database.username(),
-        host = database.host_str().unwrap(),
-        port = database.port().unwrap(),
+        database = postgres.django_settings(),
     );
     let project = DjangoProject::new("backends", &settings);
     let (answer, text) = moves(&project, &target.url(), |address| {
@@ -319,7 +246,7 @@ fn what_cannot_be_moved_is_said() {
         ),
     ] {
         let project = DjangoProject::new("5.2", settings);
-        let (answer, config) = project.init("redis://new", &[]);
+        let (answer, config) = init(&project, "redis://new", &[]);
         let answer = answer.expect(1);
         assert!(answer.err.contains(words), "{}", answer.err);
         assert!(!config.exists());
@@ -332,7 +259,7 @@ fn what_cannot_be_moved_is_said() {
         "import no_such_module",
     )
     .unwrap();
-    let broken = project.init("redis://new", &[]).0.expect(1);
+    let broken = init(&project, "redis://new", &[]).0.expect(1);
     assert!(
         broken.err.contains("no_such_module") && broken.err.contains("--python"),
         "{}",

@@ -16,6 +16,7 @@ pub mod moving;
 pub mod port;
 pub mod postgres;
 pub mod process;
+pub mod project;
 pub mod proxy;
 pub mod redis_server;
 pub mod resp;

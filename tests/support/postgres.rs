@@ -124,6 +124,15 @@ impl Postgres {
         }
     }
 
+    /// As Django's DATABASES has it.
+    pub fn django_settings(&self) -> String {
+        format!(
+            r#"{{"ENGINE": "django.db.backends.postgresql", "NAME": "site", "USER": "{USER}", "PASSWORD": "{PASSWORD}",
+    "HOST": "127.0.0.1", "PORT": "{}"}}"#,
+            self.port.number()
+        )
+    }
+
     pub fn url(&self) -> String {
         format!("postgres://{USER}:p%40ss%2Fword@{}/site", self.port.address())
     }
