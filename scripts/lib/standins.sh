@@ -32,6 +32,9 @@ _standin() {
   { echo "FROM sessionferry-standin"; cat; } | DOCKER_BUILDKIT=0 docker build -q -t "$1" - >/dev/null
 }
 
+# What a Dockerfile needs to have the script that it reads as /start.
+_standin_start() { echo "RUN echo $(base64 -w0) | base64 -d >/start && chmod 755 /start"; }
+
 _standin_build() {
   local apt='apt-get -qq update && apt-get -qq install -y --no-install-recommends'
   case $1 in
@@ -47,16 +50,48 @@ EOF
       ;;
     postgres:15-bookworm)
       # As the image does it: a cluster with one user and one database, open to the network by password.
+      local start
+      start=$(_standin_start <<'EOF'
+#!/bin/sh
+set -e
+if [ ! -e "$PGDATA/PG_VERSION" ]; then
+  echo "$POSTGRES_PASSWORD" >/data/password
+  initdb --username="$POSTGRES_USER" --pwfile=/data/password --auth=scram-sha-256 >/dev/null
+  rm /data/password
+  echo "host all all all scram-sha-256" >>"$PGDATA/pg_hba.conf"
+  echo "CREATE DATABASE $POSTGRES_DB;" | postgres --single -j postgres >/dev/null
+fi
+exec postgres -h 0.0.0.0 -k /tmp "$@"
+EOF
+      )
       _standin "$1" <<EOF
 RUN $apt postgresql-15 && rm -rf /var/lib/apt/lists/* && install -d -o postgres /data
+$start
 USER postgres
 ENV PATH=/usr/lib/postgresql/15/bin:/usr/sbin:/usr/bin:/sbin:/bin PGDATA=/data/cluster
-RUN printf '%s\n' '#!/bin/sh' 'set -e' 'if [ ! -e "\$PGDATA/PG_VERSION" ]; then' 'echo "\$POSTGRES_PASSWORD" >/data/password' \
- 'initdb --username="\$POSTGRES_USER" --pwfile=/data/password --auth=scram-sha-256 >/dev/null' 'rm /data/password' \
- 'echo "host all all all scram-sha-256" >>"\$PGDATA/pg_hba.conf"' \
- 'printf "%s\n" "CREATE DATABASE \$POSTGRES_DB;" | postgres --single -j postgres >/dev/null' 'fi' \
- 'exec postgres -h 0.0.0.0 -k /tmp "\$@"' >/data/start && chmod 755 /data/start
-ENTRYPOINT ["/data/start"]
+ENTRYPOINT ["/start"]
+EOF
+      ;;
+    mariadb:10.11)
+      # The same: one database, and a user that reaches it from the network.
+      local start
+      start=$(_standin_start <<'EOF'
+#!/bin/sh
+set -e
+if [ ! -e /data/mysql ]; then mariadb-install-db --datadir=/data --skip-test-db >/dev/null; fi
+cat >/tmp/first.sql <<END
+CREATE DATABASE IF NOT EXISTS $MARIADB_DATABASE CHARACTER SET utf8mb4;
+CREATE USER IF NOT EXISTS $MARIADB_USER IDENTIFIED BY '$MARIADB_PASSWORD';
+GRANT ALL ON $MARIADB_DATABASE.* TO $MARIADB_USER;
+END
+exec mariadbd --datadir=/data --bind-address=0.0.0.0 --socket=/tmp/mysqld.sock --pid-file=/tmp/mysqld.pid --init-file=/tmp/first.sql "$@"
+EOF
+      )
+      _standin "$1" <<EOF
+RUN $apt mariadb-server && rm -rf /var/lib/apt/lists/* && install -d -o mysql /data
+$start
+USER mysql
+ENTRYPOINT ["/start"]
 EOF
       ;;
     python:3.11-slim-bookworm)

@@ -39,7 +39,7 @@ case $1 in
     [ "$2 $3 $4" = "enable --now sessionferry" ]
     unit=$STAGE/etc/systemd/system/sessionferry.service
     read -r program rest < <(sed -n 's/^ExecStart=//p' "$unit")
-    [ -x "$STAGE$program" ]
+    [ -x "$STAGE/usr/local/bin/$program" ]
     config=${rest##*--config }
     [ -r "$STAGE${config%% *}" ] ;;
   *) echo "sudo $*: not known to this test"; exit 1 ;;
