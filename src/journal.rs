@@ -25,6 +25,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use bytes::Bytes;
 
+use crate::histogram::{Counts, Histogram};
+
 pub use reader::{Recovered, recover};
 pub use record::{Record, RecordedEffect};
 pub use writer::Writer;
@@ -59,6 +61,9 @@ struct Closed {
     len: u64,
 }
 
+/// Upper bounds of how long a write takes, µs: into the page cache, or behind a disk that is busy.
+static APPEND_BOUNDS_US: [u64; 9] = [5, 10, 25, 50, 100, 1_000, 10_000, 100_000, 1_000_000];
+
 /// What the writers share: the folder, and the segments that are closed.
 #[derive(Debug)]
 pub struct Journal {
@@ -73,6 +78,7 @@ pub struct Journal {
     /// How many those are; they live in memory only.
     unrecorded: AtomicU64,
     last_error: Mutex<Option<String>>,
+    appends: Histogram<{ APPEND_BOUNDS_US.len() }>,
 }
 
 impl Journal {
@@ -105,12 +111,18 @@ impl Journal {
             owes: AtomicBool::new(false),
             unrecorded: AtomicU64::new(0),
             last_error: Mutex::new(None),
+            appends: Histogram::new(&APPEND_BOUNDS_US),
         })
     }
 
     /// Bytes in all segments.
     pub fn bytes(&self) -> u64 {
         self.bytes.load(Relaxed)
+    }
+
+    /// How long the writers' system calls took.
+    pub fn append_times(&self) -> Counts {
+        self.appends.counts()
     }
 
     /// Whether something in memory has no record because none could be written: [`Journal::catch_up`].

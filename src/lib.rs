@@ -19,6 +19,8 @@ pub mod clock;
 #[cfg(feature = "net")]
 pub mod config;
 #[cfg(feature = "net")]
+pub mod histogram;
+#[cfg(feature = "net")]
 pub mod init;
 #[cfg(feature = "net")]
 pub mod journal;

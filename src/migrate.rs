@@ -10,6 +10,7 @@ pub mod census;
 pub mod control;
 pub mod cutover;
 mod differences;
+mod exposition;
 mod line;
 mod notice;
 mod pace;

@@ -10,6 +10,7 @@
 //! neither can overtake a write or undo a logout: per sink and key there is one delivery at a time, and what a client did
 //! since goes before what was read.
 
+mod counted;
 pub mod delivery;
 mod linger;
 pub mod pending;
@@ -30,6 +31,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use bytes::Bytes;
 
 use crate::session::{Effect, KeyPatterns};
+pub use counted::Counted;
 pub use pending::{Ack, Origin, Pending};
 pub use rescue::Rescue;
 pub use reserved::Reserved;
@@ -64,7 +66,7 @@ pub struct Tee {
     writes: Writes,
     pub redis: Pending,
     pub database: Pending,
-    pub session_writes: AtomicU64,
+    pub session_writes: Counted,
     /// The oldest wipe (FLUSHDB and its like) whose aftermath is not yet dealt with.
     wipe: Mutex<Option<u64>>,
     pub wiped: tokio::sync::Notify,
@@ -83,7 +85,7 @@ impl Tee {
             writes: Writes::default(),
             redis: Pending::new(SinkName::Redis, true),
             database: Pending::new(SinkName::Database, database),
-            session_writes: AtomicU64::new(0),
+            session_writes: Counted::default(),
             wipe: Mutex::new(None),
             wiped: tokio::sync::Notify::new(),
             digest_key,
@@ -112,8 +114,8 @@ impl Tee {
     /// The write's reply is there and says that `effect` happened (`None`: nothing did).
     pub fn settle(&self, key: &Bytes, effect: Option<Effect>) {
         self.writes.settle(key, effect.is_some(), |overlapped, seq| {
-            self.session_writes.fetch_add(1, Relaxed);
             let effect = effect.filter(|_| !overlapped).unwrap_or(Effect::Unknown);
+            self.session_writes.note(&effect);
             #[cfg(feature = "sabotage")]
             let effects = self.sabotage.tamper(key, effect);
             #[cfg(not(feature = "sabotage"))]

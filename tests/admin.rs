@@ -115,7 +115,6 @@ fn metrics_hold_what_the_status_holds_and_what_the_control_adds() {
         "sessionferry_backfill_sessions_total{outcome=\"copied\"} 7",
         "sessionferry_verify_differences{store=\"target\",kind=\"missing\"} 9.0",
         "sessionferry_cutover_hold_seconds 0.031",
-        "sessionferry_rescued_reads_total{from=\"redis\"} 0",
         "sessionferry_bypassing_writes_total 0",
         "sessionferry_resurrected_total 0",
         "sessionferry_unstorable_sessions 1.0",

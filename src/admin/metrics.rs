@@ -141,12 +141,6 @@ pub fn render(status: &Status, more: &str) -> Result<String, fmt::Error> {
         );
     }
     let sessions = &status.sessions;
-    sheet.counters(
-        "rescued_reads",
-        "Reads answered from another store than the authority",
-        // The status holds the sum alone.
-        [(label("from", "redis"), sessions.rescued_reads)],
-    );
     sheet.counter(
         "restored",
         "Sessions that the authority had lost and that were put back into it",

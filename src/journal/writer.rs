@@ -64,7 +64,9 @@ impl Writer {
     }
 
     fn write(&mut self) {
+        let began = Instant::now();
         let result = self.try_write();
+        self.journal.appends.note(began.elapsed());
         match result {
             Ok(()) => {
                 if self.failed_at.take().is_some() {

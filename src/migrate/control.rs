@@ -1,13 +1,11 @@
 //! Answers for the admin address.
 
-use std::fmt::Write;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 
 use super::{Control, Controller, Operations, Refused};
-use crate::proxy::stats::LATENCY_BOUNDS_US;
 use crate::status::{
     ClientList, Clients, Commands, Cutover, CutoverState, Operation, OperationKind, OperationOptions, Phase, Sessions,
     Sink, Status, Tee,
@@ -22,7 +20,7 @@ impl Control for Controller {
         let parts = &self.parts;
         let mut clients = Clients::default();
         let mut commands = Commands {
-            session_writes: parts.tee.session_writes.load(Relaxed),
+            session_writes: parts.tee.session_writes.all(),
             ..Commands::default()
         };
         for stats in parts.proxy.stats() {
@@ -117,62 +115,7 @@ impl Control for Controller {
     }
 
     fn metrics(&self) -> String {
-        let mut out = String::new();
-        let stats = self.parts.proxy.stats();
-        let mut totals = std::collections::BTreeMap::<&str, u64>::new();
-        let (mut buckets, mut sum_us, mut upstream_errors) = (vec![0; LATENCY_BOUNDS_US.len() + 1], 0, 0);
-        let mut late_acks = 0;
-        for worker in stats {
-            for (command, count) in worker.commands().filter(|(_, count)| *count > 0) {
-                *totals.entry(command.entry().name).or_default() += count;
-            }
-            let (counts, sum) = worker.latency();
-            buckets
-                .iter_mut()
-                .zip(counts)
-                .for_each(|(total, count)| *total += count);
-            sum_us += sum;
-            upstream_errors += worker.upstream_errors.load(Relaxed);
-            late_acks += worker.late_acks.load(Relaxed);
-        }
-        // Writing to a string cannot fail.
-        let _ = writeln!(out, "# TYPE sessionferry_commands_total counter");
-        for (command, count) in totals {
-            let _ = writeln!(out, "sessionferry_commands_total{{command=\"{command}\"}} {count}");
-        }
-        let _ = writeln!(out, "# TYPE sessionferry_command_seconds histogram");
-        let mut running = 0;
-        for (count, bound) in buckets.iter().zip(LATENCY_BOUNDS_US.iter().map(Some).chain([None])) {
-            running += count;
-            let bound = bound.map_or("+Inf".to_owned(), |&us| (us as f64 / 1e6).to_string());
-            let _ = writeln!(
-                out,
-                "sessionferry_command_seconds_bucket{{route=\"upstream\",le=\"{bound}\"}} {running}"
-            );
-        }
-        let _ = writeln!(
-            out,
-            "sessionferry_command_seconds_sum{{route=\"upstream\"}} {}",
-            sum_us as f64 / 1e6
-        );
-        let _ = writeln!(
-            out,
-            "sessionferry_command_seconds_count{{route=\"upstream\"}} {running}"
-        );
-        let writes = self.parts.tee.session_writes.load(Relaxed);
-        let _ = writeln!(out, "# TYPE sessionferry_session_writes_total counter");
-        let _ = writeln!(out, "sessionferry_session_writes_total{{effect=\"any\"}} {writes}");
-        let _ = writeln!(out, "# TYPE sessionferry_late_acks_total counter");
-        let _ = writeln!(out, "sessionferry_late_acks_total {late_acks}");
-        let _ = writeln!(out, "# TYPE sessionferry_upstream_errors_total counter");
-        let side = self.parts.stores.authority();
-        let _ = writeln!(
-            out,
-            "sessionferry_upstream_errors_total{{side=\"{side}\",kind=\"connection\"}} {upstream_errors}"
-        );
-        let _ = writeln!(out, "# TYPE sessionferry_journal_bytes gauge");
-        let _ = writeln!(out, "sessionferry_journal_bytes {}", self.parts.journal.bytes());
-        out
+        super::exposition::metrics(self)
     }
 }
 

@@ -5,11 +5,34 @@ use std::time::Instant;
 
 use super::balance::Load;
 use crate::command::CommandId;
+use crate::histogram::{Counts, Histogram};
+use crate::status::Authority;
 
 /// Upper bounds of the latency histogram, µs.
-pub const LATENCY_BOUNDS_US: [u64; 12] = [
+static LATENCY_BOUNDS_US: [u64; 12] = [
     50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 50_000, 250_000, 1_000_000, 4_000_000,
 ];
+
+/// What went wrong with a connection to Redis.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trouble {
+    /// It could not be made.
+    Unreachable,
+    /// It ended.
+    Lost,
+}
+
+impl Trouble {
+    pub const ALL: [Trouble; 2] = [Trouble::Unreachable, Trouble::Lost];
+
+    /// The word in metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Trouble::Unreachable => "unreachable",
+            Trouble::Lost => "lost",
+        }
+    }
+}
 
 /// What one worker has done.
 #[derive(Debug)]
@@ -20,12 +43,12 @@ pub struct WorkerStats {
     busy: AtomicU64,
     pub held: AtomicU64,
     pub errors: AtomicU64,
-    pub upstream_errors: AtomicU64,
+    /// By side, then by kind.
+    upstream_errors: [[AtomicU64; Trouble::ALL.len()]; 2],
     /// Replies that left before the stores of `tee.ack` had the write.
     pub late_acks: AtomicU64,
     commands: Vec<AtomicU64>,
-    latency: [AtomicU64; LATENCY_BOUNDS_US.len() + 1],
-    latency_sum_us: AtomicU64,
+    latency: Histogram<{ LATENCY_BOUNDS_US.len() }>,
 }
 
 impl Default for WorkerStats {
@@ -36,11 +59,10 @@ impl Default for WorkerStats {
             busy: AtomicU64::new(0),
             held: AtomicU64::new(0),
             errors: AtomicU64::new(0),
-            upstream_errors: AtomicU64::new(0),
+            upstream_errors: Default::default(),
             late_acks: AtomicU64::new(0),
             commands: (0..CommandId::COUNT).map(|_| AtomicU64::new(0)).collect(),
-            latency: Default::default(),
-            latency_sum_us: AtomicU64::new(0),
+            latency: Histogram::new(&LATENCY_BOUNDS_US),
         }
     }
 }
@@ -59,13 +81,7 @@ impl WorkerStats {
         if error {
             add(&self.errors, 1);
         }
-        let took = queued.elapsed().as_micros() as u64;
-        let bucket = LATENCY_BOUNDS_US
-            .iter()
-            .position(|&bound| took <= bound)
-            .unwrap_or(LATENCY_BOUNDS_US.len());
-        add(&self.latency[bucket], 1);
-        add(&self.latency_sum_us, took);
+        self.latency.note_alone(queued.elapsed());
     }
 
     /// Two threads count clients: the acceptor and the worker.
@@ -99,11 +115,16 @@ impl WorkerStats {
         CommandId::all().zip(self.commands.iter().map(|counter| counter.load(Relaxed)))
     }
 
-    /// Counts per bucket (the last one unbounded) and the sum in µs.
-    pub fn latency(&self) -> (Vec<u64>, u64) {
-        (
-            self.latency.iter().map(|counter| counter.load(Relaxed)).collect(),
-            self.latency_sum_us.load(Relaxed),
-        )
+    /// From a command's arrival to its reply.
+    pub fn latency(&self) -> Counts {
+        self.latency.counts()
+    }
+
+    pub(super) fn note_upstream_error(&self, side: Authority, kind: Trouble) {
+        add(&self.upstream_errors[side as usize][kind as usize], 1);
+    }
+
+    pub fn upstream_errors(&self, side: Authority, kind: Trouble) -> u64 {
+        self.upstream_errors[side as usize][kind as usize].load(Relaxed)
     }
 }

@@ -22,6 +22,7 @@ use tokio::time::sleep;
 use super::client::Client;
 use super::identity::{Identity, Labels};
 use super::pin::{Message, StateChange, selected};
+use super::stats::Trouble;
 use super::worker::Worker;
 use crate::net::Backoff;
 use crate::net::stream::{ReadHalf, WriteHalf};
@@ -203,7 +204,7 @@ impl Upstream {
                         break;
                     }
                     tracing::warn!(authority = ?self.authority, reason = %end, "an upstream connection ended");
-                    self.worker.upstream_error();
+                    self.worker.stats.note_upstream_error(self.authority, Trouble::Lost);
                     if self.identity.credentials.is_some()
                         && self.worker.shared.rights.changed_just_now()
                         && is_there(&endpoint).await
@@ -284,7 +285,9 @@ impl Upstream {
 
     /// Says each reason once, until there is a connection again.
     fn note_unreachable(&self, reasons: &mut Vec<String>, error: &str) {
-        self.worker.upstream_error();
+        self.worker
+            .stats
+            .note_upstream_error(self.authority, Trouble::Unreachable);
         if !reasons.iter().any(|known| known == error) {
             tracing::warn!(authority = ?self.authority, %error, "cannot connect upstream; commands are parked");
             reasons.push(error.to_owned());

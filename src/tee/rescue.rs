@@ -17,8 +17,39 @@ use crate::clock::now_ms;
 use crate::session::{Deadline, Effect};
 use crate::sink::Stored;
 
-/// A session's value as Django stored it; `None`: there is no such session.
-pub type Known = Option<Bytes>;
+/// What a session is, and where that is known from.
+#[derive(Clone, Debug)]
+pub struct Known {
+    /// As Django stored it; `None`: there is no such session.
+    pub value: Option<Bytes>,
+    pub from: Place,
+}
+
+/// Where a session is read while the authority is away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// On its way to the other stores.
+    Pending,
+    Redis,
+    Database,
+}
+
+impl Place {
+    const ALL: [Place; 3] = [Place::Pending, Place::Redis, Place::Database];
+
+    /// The word in metrics.
+    fn name(self) -> &'static str {
+        match self {
+            Place::Pending => "pending",
+            Place::Redis => "redis",
+            Place::Database => "database",
+        }
+    }
+
+    fn knows(self, value: Option<Bytes>) -> Known {
+        Known { value, from: self }
+    }
+}
 
 /// Reads sessions where they are besides the authority.
 #[derive(Debug)]
@@ -32,7 +63,7 @@ pub struct Rescue {
     complete: AtomicBool,
     /// There are sessions that no row can carry.
     unstorable: AtomicBool,
-    answered: AtomicU64,
+    answered: [AtomicU64; Place::ALL.len()],
 }
 
 impl Rescue {
@@ -45,7 +76,7 @@ impl Rescue {
             control: Handle::current(),
             complete: AtomicBool::new(false),
             unstorable: AtomicBool::new(false),
-            answered: AtomicU64::new(0),
+            answered: Default::default(),
         }
     }
 
@@ -57,11 +88,17 @@ impl Rescue {
 
     /// Reads that were answered so.
     pub fn answered(&self) -> u64 {
-        self.answered.load(Relaxed)
+        self.answered_from().map(|(_, count)| count).sum()
     }
 
-    pub fn note_answered(&self) {
-        self.answered.fetch_add(1, Relaxed);
+    pub fn answered_from(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
+        Place::ALL
+            .map(|place| (place.name(), self.answered[place as usize].load(Relaxed)))
+            .into_iter()
+    }
+
+    pub fn note_answered(&self, from: Place) {
+        self.answered[from as usize].fetch_add(1, Relaxed);
     }
 
     /// What is certain about `keys`; those in doubt are left out.
@@ -82,9 +119,9 @@ impl Rescue {
             match self.tee.redis.effect(&key) {
                 Some(Effect::Put { value, deadline }) => {
                     let ended = matches!(deadline, Deadline::At(at) if at <= now);
-                    known.push((key, (!ended).then_some(value)));
+                    known.push((key, Place::Pending.knows((!ended).then_some(value))));
                 }
-                Some(Effect::Delete) => known.push((key, None)),
+                Some(Effect::Delete) => known.push((key, Place::Pending.knows(None))),
                 Some(Effect::Unknown) if !self.tee.redis.may_differ(&key) => to_read.push(key),
                 Some(Effect::Expire(_) | Effect::Unknown) => {}
                 None => to_read.push(key),
@@ -104,8 +141,8 @@ impl Rescue {
             match stored {
                 // It changed meanwhile, or came to be in doubt: another look will tell.
                 _ if self.tee.redis.may_differ(&key) => {}
-                Stored::Value { value, .. } => known.push((key, Some(value))),
-                Stored::Absent if complete => known.push((key, None)),
+                Stored::Value { value, .. } => known.push((key, Place::Redis.knows(Some(value)))),
+                Stored::Absent if complete => known.push((key, Place::Redis.knows(None))),
                 Stored::Absent | Stored::WrongType => {}
             }
         }
@@ -131,8 +168,10 @@ impl Rescue {
         // One that no row can carry has none.
         let nobody = complete && !self.unstorable.load(Relaxed);
         let known = sessions.into_iter().filter_map(|(key, row)| match row {
-            FromRow::Value(value, deadline) if !deadline.is_past(now) => Some((key, Some(value))),
-            FromRow::Value(..) | FromRow::Absent => nobody.then_some((key, None)),
+            FromRow::Value(value, deadline) if !deadline.is_past(now) => {
+                Some((key, Place::Database.knows(Some(value))))
+            }
+            FromRow::Value(..) | FromRow::Absent => nobody.then_some((key, Place::Database.knows(None))),
             FromRow::Unreadable(_) => None,
         });
         known.collect()

@@ -88,8 +88,12 @@ impl Upstream {
             let known: HashMap<Bytes, Known> = rescue.read(wanted).await.into_iter().collect();
             upstream.rescuing.set(false);
             for (entry, known) in upstream.take_known(&known) {
-                let reply = reply(entry.command.entry().name, known.as_deref(), upstream.identity.protocol);
-                rescue.note_answered();
+                let reply = reply(
+                    entry.command.entry().name,
+                    known.value.as_deref(),
+                    upstream.identity.protocol,
+                );
+                rescue.note_answered(known.from);
                 upstream.finish(entry, &reply, false);
             }
             upstream.worker.flush_clients();

@@ -1,7 +1,6 @@
 //! A worker's upstream connections: those that clients share, and those that stand for whoever needs one alone.
 
 use std::rc::Rc;
-use std::sync::atomic::Ordering::Relaxed;
 
 use super::Worker;
 use crate::proxy::client::Client;
@@ -156,9 +155,5 @@ impl Worker {
                 client.close();
             }
         }
-    }
-
-    pub(in crate::proxy) fn upstream_error(&self) {
-        self.stats.upstream_errors.fetch_add(1, Relaxed);
     }
 }
