@@ -87,10 +87,7 @@ fn the_ten_steps_of_the_readme() {
 fn cutover_and_rollback() {
     let mut world = World::new();
     world.visit(false);
-    world.bring(&[
-        "sessionferry init --target redis://:new-password@127.0.0.1:7002/0",
-        "sessionferry run 2>> sessionferry.log &",
-    ]);
+    world.start();
     world.visit(true);
     let mut refused = false;
     follow(&mut world, "docs/cutover.md", |world, shown| {
@@ -109,13 +106,8 @@ fn cutover_and_rollback() {
 fn after_the_move() {
     let mut world = World::new();
     world.visit(false);
-    world.bring(&[
-        "sessionferry init --target redis://:new-password@127.0.0.1:7002/0",
-        "sessionferry run 2>> sessionferry.log &",
-        "sessionferry backfill",
-        "sessionferry verify",
-        "sessionferry cutover",
-    ]);
+    world.start();
+    world.bring(&["sessionferry backfill", "sessionferry verify", "sessionferry cutover"]);
     follow(&mut world, "docs/after.md", |_, _| 0);
 }
 
@@ -123,11 +115,8 @@ fn after_the_move() {
 fn when_something_fails() {
     let mut world = World::new();
     world.visit(false);
-    world.bring(&[
-        "sessionferry init --target redis://:new-password@127.0.0.1:7002/0",
-        "sessionferry run 2>> sessionferry.log &",
-        "sessionferry backfill",
-    ]);
+    world.start();
+    world.bring(&["sessionferry backfill"]);
     follow(&mut world, "docs/failure-modes.md", |world, shown| {
         if shown.command == "sessionferry verify" {
             // As a writer that goes around the proxy does, where nobody tells of it.

@@ -253,7 +253,15 @@ DATABASES = {{"default": {}}}
         pipe.query::<()>(&mut connection).unwrap();
     }
 
-    /// Starts the proxy and brings it so far.
+    /// Has a configuration made, and starts the proxy with it.
+    pub(crate) fn start(&mut self) {
+        self.bring(&[
+            "sessionferry init --target redis://:new-password@127.0.0.1:7002/0",
+            "sessionferry run 2>> sessionferry.log &",
+        ]);
+    }
+
+    /// Runs these before anything that is shown.
     pub(crate) fn bring(&mut self, commands: &[&str]) {
         for command in commands {
             let shown = Shown {
