@@ -95,11 +95,18 @@ impl Library {
     const MAX_LEN: usize = 64;
 
     pub fn set_name(&mut self, name: &[u8]) {
-        self.name = name[..name.len().min(Self::MAX_LEN)].to_vec();
+        Self::take(&mut self.name, name);
     }
 
     pub fn set_version(&mut self, version: &[u8]) {
-        self.version = version[..version.len().min(Self::MAX_LEN)].to_vec();
+        Self::take(&mut self.version, version);
+    }
+
+    /// What Redis would not take is not taken here: an operator's terminal would obey it.
+    fn take(to: &mut Vec<u8>, said: &[u8]) {
+        if said.iter().all(u8::is_ascii_graphic) {
+            *to = said[..said.len().min(Self::MAX_LEN)].to_vec();
+        }
     }
 
     /// `redis-py 5.0.1`; empty where the client has said nothing.
@@ -219,4 +226,23 @@ pub fn handshake(identity: &Identity, credentials: Option<&Credentials>, order: 
         count += select(out);
     }
     count
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_terminal_would_obey_is_not_taken_from_a_client() {
+        let mut library = Library::default();
+        library.set_name(b"redis-py");
+        library.set_version(b"5.0.1");
+        for hostile in [&b"\x1b[2J"[..], b"a b", b"a\nb", "\u{202e}".as_bytes()] {
+            library.set_name(hostile);
+            library.set_version(hostile);
+        }
+        assert_eq!(library.text(), "redis-py 5.0.1");
+        library.set_name(&[b'x'; 1000]);
+        assert_eq!(library.text(), format!("{} 5.0.1", "x".repeat(Library::MAX_LEN)));
+    }
 }
