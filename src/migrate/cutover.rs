@@ -126,7 +126,9 @@ impl Controller {
     async fn hold_and_switch(&self, to: Authority, lost: bool) -> Result<Switched, (String, Option<Duration>)> {
         let proxy = &self.parts.proxy;
         if !lost {
-            self.sync_in_advance();
+            // A sync waits for whatever was written to that file system since the last one, and the journal and SQLite write
+            // much: after this one, that within the hold finds little.
+            self.update(|_| ());
             self.pre_drain().await;
         }
         let start = Instant::now();
@@ -204,16 +206,6 @@ impl Controller {
         let end = Instant::now() + CATCH_UP;
         while self.parts.tee.sinks().iter().any(behind) && Instant::now() < end {
             tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    }
-
-    /// Has the disk take what lies in its cache, so that the sync within the hold finds little: a sync waits for whatever was
-    /// written to that file system since the last one, and the journal and SQLite write much.
-    fn sync_in_advance(&self) {
-        let state = self.state().clone();
-        if let Err(error) = self.parts.data_dir.save(&state) {
-            // The switch will fail for the same reason, and says it to whoever asked.
-            tracing::warn!(%error, "the state cannot be written in advance");
         }
     }
 
