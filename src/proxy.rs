@@ -164,20 +164,22 @@ impl Proxy {
         self.workers.iter().map(|worker| &worker.stats)
     }
 
+    /// Gives every worker an order that it answers. The answer of one that has ended is an error.
+    fn ask_all<T>(&self, order: impl Fn(oneshot::Sender<T>) -> Order) -> Vec<oneshot::Receiver<T>> {
+        let ask = |worker: &Peer| {
+            let (done, wait) = oneshot::channel();
+            let _ = worker.orders.send(order(done));
+            wait
+        };
+        self.workers.iter().map(ask).collect()
+    }
+
     /// Has every worker connect to `authority`, so that a switch finds the connections standing.
     ///
     /// # Errors
     /// The server cannot be reached.
     pub async fn prepare(&self, authority: Authority) -> Result<(), HoldError> {
-        let mut waits = Vec::new();
-        for Peer { orders, .. } in &self.workers {
-            let (done, wait) = oneshot::channel();
-            orders
-                .send(Order::Prepare { authority, done })
-                .map_err(|_| HoldError::WorkerGone)?;
-            waits.push(wait);
-        }
-        for wait in waits {
+        for wait in self.ask_all(|done| Order::Prepare { authority, done }) {
             wait.await
                 .map_err(|_| HoldError::WorkerGone)?
                 .map_err(HoldError::Unprepared)?;
@@ -191,15 +193,7 @@ impl Proxy {
     /// # Errors
     /// Not all replies were there by `deadline`.
     pub async fn hold(&self, deadline: Instant, gives_up: bool) -> Result<(), HoldError> {
-        let mut waits = Vec::new();
-        for Peer { orders, .. } in &self.workers {
-            let (done, wait) = oneshot::channel();
-            orders
-                .send(Order::Hold { gives_up, done })
-                .map_err(|_| HoldError::WorkerGone)?;
-            waits.push(wait);
-        }
-        for wait in waits {
+        for wait in self.ask_all(|done| Order::Hold { gives_up, done }) {
             timeout_at(deadline.into(), wait)
                 .await
                 .map_err(|_| HoldError::TooSlow)?
@@ -213,28 +207,14 @@ impl Proxy {
     /// `limit` is not waited for.
     pub async fn hear_out(&self, limit: Duration) {
         let deadline = Instant::now() + limit;
-        let mut waits = Vec::new();
-        for Peer { orders, .. } in &self.workers {
-            let (done, wait) = oneshot::channel();
-            if orders.send(Order::HearOut { done }).is_ok() {
-                waits.push(wait);
-            }
-        }
-        for wait in waits {
+        for wait in self.ask_all(|done| Order::HearOut { done }) {
             let _ = timeout_at(deadline.into(), wait).await;
         }
     }
 
     /// Goes on with `authority`; answers once every worker does.
     pub async fn release(&self, authority: Authority) {
-        let mut waits = Vec::new();
-        for Peer { orders, .. } in &self.workers {
-            let (done, wait) = oneshot::channel();
-            if orders.send(Order::Release { authority, done }).is_ok() {
-                waits.push(wait);
-            }
-        }
-        for wait in waits {
+        for wait in self.ask_all(|done| Order::Release { authority, done }) {
             let _ = wait.await;
         }
     }
@@ -266,15 +246,8 @@ impl Proxy {
     /// Who is connected. A worker that does not answer within `limit` is left out.
     pub async fn clients(&self, limit: Duration) -> ClientList {
         let deadline = Instant::now() + limit;
-        let mut waits = Vec::new();
-        for Peer { orders, .. } in &self.workers {
-            let (done, wait) = oneshot::channel();
-            if orders.send(Order::CallRoll { done }).is_ok() {
-                waits.push(wait);
-            }
-        }
         let mut all = Roster::default();
-        for wait in waits {
+        for wait in self.ask_all(|done| Order::CallRoll { done }) {
             if let Ok(Ok(roster)) = timeout_at(deadline.into(), wait).await {
                 all.merge(roster);
             }
