@@ -6,12 +6,13 @@ use std::time::Duration;
 use clap::Args;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_json::json;
 use ureq::Agent;
 use ureq::http::Response;
 
 use crate::config::{Secret, read_secret_file, resolve_secret};
 
-use super::Exit;
+use super::{Exit, complain, out};
 
 /// The admin address answers from memory; longer than this means that nobody is there.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
@@ -45,6 +46,15 @@ pub enum ClientError {
 }
 
 impl ClientError {
+    /// Says it for `command`, on standard error and, where JSON is wanted, as JSON too.
+    pub(super) fn report(&self, command: &str, as_json: bool) -> Exit {
+        if as_json {
+            out(&json!({ "error": self.to_string() }).to_string());
+        }
+        complain(&format!("{command}: {self}"));
+        self.exit()
+    }
+
     /// The exit code that the interface promises.
     pub fn exit(&self) -> Exit {
         match self {

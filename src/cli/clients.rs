@@ -2,10 +2,10 @@
 
 use clap::Args;
 use indicatif::HumanCount;
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use super::client::{Client, ClientArgs, ClientError};
-use super::{Exit, complain, out};
+use super::client::{Client, ClientArgs};
+use super::{Exit, out};
 use crate::status::ClientList;
 
 /// `sessionferry clients`.
@@ -30,16 +30,8 @@ pub(super) fn run(args: &ClientsArgs) -> Exit {
             out(&text);
             Exit::Done
         }
-        Err(error) => fail(args, &error),
+        Err(error) => error.report("clients", args.json),
     }
-}
-
-fn fail(args: &ClientsArgs, error: &ClientError) -> Exit {
-    if args.json {
-        out(&json!({ "error": error.to_string() }).to_string());
-    }
-    complain(&format!("clients: {error}"));
-    error.exit()
 }
 
 /// A line for each kind of client. Pure, so that it can be tested.

@@ -57,13 +57,7 @@ pub(super) fn run(args: &LongArgs, kind: OperationKind, options: &OperationOptio
         }
         wait(&client, kind, id, args.json)
     });
-    ended.unwrap_or_else(|error| {
-        if args.json {
-            out(&json!({ "error": error.to_string() }).to_string());
-        }
-        complain(&format!("{}: {error}", kind.name()));
-        error.exit()
-    })
+    ended.unwrap_or_else(|error| error.report(kind.name(), args.json))
 }
 
 fn wait(client: &Client, kind: OperationKind, id: u64, as_json: bool) -> Result<Exit, ClientError> {

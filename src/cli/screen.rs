@@ -9,7 +9,7 @@ use indicatif::{HumanCount, HumanDuration};
 use serde_json::{Value, json};
 
 use super::client::{Client, ClientArgs, ClientError};
-use super::{Exit, complain, out, summary, try_out};
+use super::{Exit, summary, try_out};
 use crate::status::{Authority, BackfillState, CutoverState, Phase, Sink, Status, VerifyState};
 
 /// How often `--watch` draws.
@@ -32,7 +32,7 @@ pub struct StatusArgs {
 pub(super) fn run(args: &StatusArgs) -> Exit {
     let client = match Client::new(&args.client) {
         Ok(client) => client,
-        Err(error) => return fail(args, &error),
+        Err(error) => return error.report("status", args.json),
     };
     let clear = if args.watch && !args.json && stdout().is_terminal() {
         "\x1b[H\x1b[2J"
@@ -52,7 +52,7 @@ pub(super) fn run(args: &StatusArgs) -> Exit {
                 true => json!({ "error": error.to_string() }).to_string(),
                 false => error.to_string(),
             },
-            Err(error) => return fail(args, &error),
+            Err(error) => return error.report("status", args.json),
         };
         if try_out(&format!("{clear}{text}")).is_err() || !args.watch {
             return Exit::Done;
@@ -67,14 +67,6 @@ fn look(client: &Client, as_json: bool) -> Result<String, ClientError> {
         return Ok(client.get::<Value>("/api/v1/status")?.to_string());
     }
     Ok(render(&client.get("/api/v1/status")?, client.base()))
-}
-
-fn fail(args: &StatusArgs, error: &ClientError) -> Exit {
-    if args.json {
-        out(&json!({ "error": error.to_string() }).to_string());
-    }
-    complain(&format!("status: {error}"));
-    error.exit()
 }
 
 fn n(count: u64) -> HumanCount {

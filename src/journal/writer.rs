@@ -65,10 +65,9 @@ impl Writer {
 
     fn write(&mut self) {
         let began = Instant::now();
-        let result = self.try_write();
-        self.journal.appends.note(began.elapsed());
-        match result {
+        match self.try_write() {
             Ok(()) => {
+                self.journal.appends.note(began.elapsed());
                 if self.failed_at.take().is_some() {
                     self.journal.failing.store(false, Relaxed);
                 }
