@@ -320,13 +320,7 @@ fn stop(args: &StopArgs) -> Exit {
     match stopped {
         Ok(id) if args.json => out(&json!({ "operation": id }).to_string()),
         Ok(id) => out(&format!("operation {id} was asked to stop; what is done stays done")),
-        Err(error) => {
-            if args.json {
-                out(&json!({ "error": error.to_string() }).to_string());
-            }
-            complain(&format!("stop: {error}"));
-            return error.exit();
-        }
+        Err(error) => return error.report("stop", args.json),
     }
     Exit::Done
 }

@@ -242,13 +242,8 @@ pub struct Difference {
 
 impl std::fmt::Display for Difference {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(
-            f,
-            "{}: {} ({})",
-            self.session,
-            self.found.join(", "),
-            self.outcome.text()
-        )
+        let outcome = self.outcome.name().replace('_', " ");
+        write!(f, "{}: {} ({outcome})", self.session, self.found.join(", "))
     }
 }
 
@@ -256,7 +251,8 @@ impl std::fmt::Display for Difference {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
-    NoneYet,
+    /// A backfill copies it.
+    NothingYet,
     /// It is no longer, or was never, in the authority.
     NoCopyRemovesIt,
     /// By a backfill.
@@ -267,14 +263,14 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    /// In plain words. The page says the same.
-    fn text(self) -> &'static str {
+    /// The word in JSON.
+    pub fn name(self) -> &'static str {
         match self {
-            Outcome::NoneYet => "a backfill copies it",
-            Outcome::NoCopyRemovesIt => "no copy removes it",
-            Outcome::CopiedSince => "copied since",
-            Outcome::DiffersStill => "differs still after a copy",
-            Outcome::TheSameAgain => "the same again",
+            Outcome::NothingYet => "nothing_yet",
+            Outcome::NoCopyRemovesIt => "no_copy_removes_it",
+            Outcome::CopiedSince => "copied_since",
+            Outcome::DiffersStill => "differs_still",
+            Outcome::TheSameAgain => "the_same_again",
         }
     }
 }

@@ -199,7 +199,7 @@ fn a_whole_move_is_clicked_through_and_back() {
     assert_eq!(site.target.ask::<u64>(&["DEL", &left_alone]), 1);
     browser.go("verify");
     browser.until_shown("differences", "missing in the other Redis");
-    browser.until_shown("differences", "nothing yet: a backfill copies it");
+    browser.until_shown("differences", "nothing yet");
     browser.expect_accessible("with a difference");
     browser.shoot("differs");
     browser.go("backfill");

@@ -156,7 +156,7 @@ fn verify_exits_1_where_the_stores_differ_and_says_what_to_do() {
     has(
         &ran.out,
         &[
-            "a1b2: missing in the other Redis (differs still after a copy)",
+            "a1b2: missing in the other Redis (differs still)",
             "what to do: ",
             "sessionferry backfill",
         ],

@@ -47,15 +47,19 @@ pub(super) fn follow(before: &[Difference], now: &Differences, digest: impl Fn(&
     let told = |session: &str| before.iter().find(|difference| difference.session == session);
     let (mut known, mut new) = (Vec::new(), Vec::new());
     for (key, kinds) in now {
-        if before.is_empty() && new.len() == MAX_TOLD {
+        let full = new.len() == MAX_TOLD;
+        if full && before.is_empty() {
             break;
         }
         let session = digest(key);
         let earlier = told(&session).map(|difference| difference.outcome);
+        if full && earlier.is_none() {
+            continue;
+        }
         let outcome = match earlier {
             _ if !kinds.iter().any(|kind| kind.is_copied()) => Outcome::NoCopyRemovesIt,
             Some(Outcome::CopiedSince | Outcome::DiffersStill) => Outcome::DiffersStill,
-            _ => Outcome::NoneYet,
+            _ => Outcome::NothingYet,
         };
         let list = if earlier.is_some() { &mut known } else { &mut new };
         list.push(Difference {
@@ -83,7 +87,7 @@ pub(super) fn follow(before: &[Difference], now: &Differences, digest: impl Fn(&
 /// A backfill has copied what the authority has.
 pub(super) fn note_backfill(told: &mut [Difference]) {
     for difference in told {
-        if matches!(difference.outcome, Outcome::NoneYet | Outcome::DiffersStill) {
+        if matches!(difference.outcome, Outcome::NothingYet | Outcome::DiffersStill) {
             difference.outcome = Outcome::CopiedSince;
         }
     }
@@ -122,8 +126,8 @@ mod tests {
         assert_eq!(
             outcomes(&told),
             [
-                ("a", Outcome::NoneYet),
-                ("b", Outcome::NoneYet),
+                ("a", Outcome::NothingYet),
+                ("b", Outcome::NothingYet),
                 ("c", Outcome::NoCopyRemovesIt)
             ]
         );
@@ -139,7 +143,7 @@ mod tests {
                 ("a", Outcome::DiffersStill),
                 ("b", Outcome::TheSameAgain),
                 ("c", Outcome::TheSameAgain),
-                ("d", Outcome::NoneYet)
+                ("d", Outcome::NothingYet)
             ]
         );
         told = follow(&told, &found(&[]), name);

@@ -43,13 +43,8 @@ const ACTIONS = [
     "Puts sessions back into the Redis that answers Django: those that it lacks and another store has. Nothing that is there is changed, and no logout is undone."],
 ];
 
-const OUTCOMES = {
-  none_yet: ["", "nothing yet: a backfill copies it"],
-  no_copy_removes_it: ["bad", "nothing: no copy removes it"],
-  copied_since: ["", "copied since; a verify tells"],
-  differs_still: ["bad", "copied, and differs still"],
-  the_same_again: ["good", "the same again"],
-};
+// What was done about a difference, where it is good or bad news.
+const NEWS = { no_copy_removes_it: "bad", differs_still: "bad", the_same_again: "good" };
 
 // --- asking ---
 
@@ -243,7 +238,7 @@ function next(now) {
 
 /** Whether some difference waits for a backfill. */
 function uncopied(verify) {
-  return verify.differences.some(({ outcome }) => outcome === "none_yet" || outcome === "differs_still");
+  return verify.differences.some(({ outcome }) => outcome === "nothing_yet" || outcome === "differs_still");
 }
 
 const SAMPLES = 300;
@@ -297,7 +292,7 @@ function showCounts(now) {
   at("differences").hidden = !verify.differences.length;
   fill("difference-rows", verify.differences.map(({ session, found, outcome }) => make("tr", {},
     make("th", { scope: "row" }, make("code", {}, session)), make("td", {}, found.join(", ")),
-    make("td", { className: OUTCOMES[outcome][0] }, OUTCOMES[outcome][1]))));
+    make("td", { className: NEWS[outcome] ?? "" }, outcome.replaceAll("_", " ")))));
 }
 
 async function showClients() {
