@@ -137,19 +137,9 @@ fn configuration_by_hand() {
     let authority = Authority::new("nobody in particular");
     let pair = authority.issue("127.0.0.1");
     let port = Port::free();
-    let number = port.number().to_string();
-    world.target.restart_with(&[
-        "--tls-port",
-        &number,
-        "--tls-cert-file",
-        pair.cert(),
-        "--tls-key-file",
-        pair.key(),
-        "--tls-auth-clients",
-        "no",
-        "--tls-ca-cert-file",
-        pair.cert(),
-    ]);
+    let tls = pair.redis_args(&port, &authority.file(), "no");
+    let tls: Vec<&str> = tls.iter().map(String::as_str).collect();
+    world.target.restart_with(&tls);
     follow(&mut world, "docs/configuration.md", |world, shown| {
         world.environment.clear();
         match shown.command.as_str() {

@@ -40,24 +40,12 @@ enum Demand {
 impl Secure {
     fn start(authority: &Authority, pair: &Pair, demand: &Demand, more: &[&str]) -> Secure {
         let port = Port::free();
-        let number = port.number().to_string();
         let clients = match demand {
             Demand::Certificate => "yes",
             Demand::Nothing => "no",
         };
-        let ca = authority.file();
-        let mut args = vec![
-            "--tls-port",
-            &number,
-            "--tls-cert-file",
-            pair.cert(),
-            "--tls-key-file",
-            pair.key(),
-            "--tls-ca-cert-file",
-            &ca,
-            "--tls-auth-clients",
-            clients,
-        ];
+        let own = pair.redis_args(&port, &authority.file(), clients);
+        let mut args: Vec<&str> = own.iter().map(String::as_str).collect();
         args.extend_from_slice(more);
         let server = RedisServer::start(&args);
         Secure { server, port }

@@ -17,7 +17,7 @@ use tokio_rustls::rustls::{
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject},
 };
 
-use super::resp::Raw;
+use super::{port::Port, resp::Raw};
 
 /// An authority whose files lie in a folder of the test's own.
 pub struct Authority {
@@ -39,6 +39,20 @@ impl Pair {
 
     pub fn key(&self) -> &str {
         self.key.to_str().unwrap()
+    }
+
+    /// What a redis-server is told so that it speaks TLS on `port`; `clients` is its `tls-auth-clients`.
+    pub fn redis_args(&self, port: &Port, ca_file: &str, clients: &str) -> Vec<String> {
+        [
+            ("--tls-port", port.number().to_string().as_str()),
+            ("--tls-cert-file", self.cert()),
+            ("--tls-key-file", self.key()),
+            ("--tls-ca-cert-file", ca_file),
+            ("--tls-auth-clients", clients),
+        ]
+        .into_iter()
+        .flat_map(|(name, value)| [name.to_owned(), value.to_owned()])
+        .collect()
     }
 }
 
