@@ -12,6 +12,7 @@
 
 mod counted;
 pub mod delivery;
+mod ledger;
 mod linger;
 pub mod pending;
 pub mod rescue;
@@ -25,14 +26,16 @@ pub mod tombstones;
 pub mod trust;
 mod writes;
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 
 use crate::session::{Effect, KeyPatterns};
 pub use counted::Counted;
-pub use pending::{Ack, Origin, Pending};
+pub use ledger::Origin;
+use ledger::{KeyState, Ledger};
+pub use pending::{Ack, Pending};
 pub use rescue::Rescue;
 pub use reserved::Reserved;
 pub use restore::Restore;
@@ -47,6 +50,9 @@ pub enum SinkName {
     Redis,
     Database,
 }
+
+/// All of them.
+pub const SINKS: [SinkName; 2] = [SinkName::Redis, SinkName::Database];
 
 impl SinkName {
     /// As metrics and logs have it.
@@ -63,6 +69,7 @@ impl SinkName {
 pub struct Tee {
     pub patterns: KeyPatterns,
     seq: AtomicU64,
+    ledger: Arc<Ledger>,
     writes: Writes,
     pub redis: Pending,
     pub database: Pending,
@@ -79,12 +86,14 @@ pub struct Tee {
 impl Tee {
     /// `first_seq` must be larger than any sequence number in the journal.
     pub fn new(patterns: KeyPatterns, first_seq: u64, database: bool, digest_key: [u8; 16]) -> Self {
+        let ledger: Arc<Ledger> = Arc::default();
         Tee {
             patterns,
             seq: AtomicU64::new(first_seq),
-            writes: Writes::default(),
-            redis: Pending::new(SinkName::Redis, true),
-            database: Pending::new(SinkName::Database, database),
+            writes: Writes::new(ledger.clone()),
+            redis: Pending::new(SinkName::Redis, true, ledger.clone()),
+            database: Pending::new(SinkName::Database, database, ledger.clone()),
+            ledger,
             session_writes: Counted::default(),
             wipe: Mutex::new(None),
             wiped: tokio::sync::Notify::new(),
@@ -113,7 +122,8 @@ impl Tee {
 
     /// The write's reply is there and says that `effect` happened (`None`: nothing did).
     pub fn settle(&self, key: &Bytes, effect: Option<Effect>) {
-        self.writes.settle(key, effect.is_some(), |overlapped, seq| {
+        self.writes.settle(key, effect.is_some(), |key, state| {
+            let (overlapped, seq) = (state.writes.overlapped, state.writes.first_seq);
             let effect = effect.filter(|_| !overlapped).unwrap_or(Effect::Unknown);
             self.session_writes.note(&effect);
             #[cfg(feature = "sabotage")]
@@ -121,10 +131,15 @@ impl Tee {
             #[cfg(not(feature = "sabotage"))]
             let effects = [effect];
             for effect in effects {
-                self.redis.push(key, seq, effect.clone());
-                self.database.push(key, seq, effect);
+                self.push(key, state, seq, &effect);
             }
         });
+    }
+
+    fn push(&self, key: &Bytes, state: &mut KeyState, seq: u64, effect: &Effect) {
+        for sink in self.sinks() {
+            sink.push(key, state.of_mut(sink.name), seq, effect.clone());
+        }
     }
 
     /// The connection was lost with the write on it: it may have happened or not.
@@ -175,9 +190,9 @@ impl Tee {
 
     /// Takes over what an earlier run left in the journal.
     pub fn replay(&self, key: &Bytes, seq: u64) {
-        for sink in self.sinks() {
-            sink.push(key, seq, Effect::Unknown);
-        }
+        let mut state = self.ledger.open(key);
+        let (key, state) = state.pair_mut();
+        self.push(key, state, seq, &Effect::Unknown);
     }
 
     /// A command that touches every key is about to be sent. Answers its sequence number, for the journal.

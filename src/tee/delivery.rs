@@ -15,8 +15,9 @@ use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
+use super::ledger::Origin;
 use super::linger::Linger;
-use super::pending::{Origin, Taken};
+use super::pending::Taken;
 use super::{Pending, Restore, Rows, SinkName, Tee};
 use crate::net::Backoff;
 use crate::session::{Deadline, Effect};

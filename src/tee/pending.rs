@@ -1,8 +1,11 @@
 //! What one sink still has to be told: per key the newest state, in the order in which the keys first changed.
 
 use std::collections::VecDeque;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{
+    AtomicBool, AtomicU64, AtomicUsize,
+    Ordering::{Acquire, Relaxed, Release},
+};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -12,47 +15,11 @@ use rustc_hash::FxBuildHasher;
 use tokio::sync::{Notify, oneshot};
 
 use super::SinkName;
+use super::ledger::{Ledger, Origin, Waiting};
 use crate::session::Effect;
 
 /// Values kept per sink, bytes. Past it only keys are kept (dirty) and read again when they are delivered.
 pub const MAX_VALUE_BYTES: u64 = 256 * 1024 * 1024;
-
-/// Who wants the key delivered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Origin {
-    /// A client's write.
-    Tee,
-    Backfill,
-    /// Something else than a client of the proxy has changed it at the authority, or deleted it.
-    Repair,
-    /// This store may lack it. Nothing says that it was changed or deleted at the authority.
-    Refill,
-    /// To be sure. Nothing says that this store has not what the authority has.
-    Recheck,
-}
-
-#[derive(Debug)]
-struct Entry {
-    /// The oldest write that this state stands for.
-    first_seq: u64,
-    /// Counts changes, so that a delivery can tell whether what it delivered is still the newest.
-    version: u64,
-    since: Instant,
-    effect: Effect,
-    origin: Origin,
-    /// A look at the authority was asked for since something may have been deleted there.
-    suspect: bool,
-    /// Wanted once more after what is pending has arrived.
-    recheck: bool,
-    /// Backfill is reading it, and no delivery has been told of it yet.
-    held: bool,
-}
-
-impl Entry {
-    fn may_differ(&self) -> bool {
-        self.origin != Origin::Recheck || self.suspect
-    }
-}
 
 /// A key taken for delivery. It stays pending until [`Pending::done`].
 #[derive(Debug)]
@@ -80,8 +47,10 @@ struct Waiter {
 pub struct Pending {
     pub name: SinkName,
     enabled: AtomicBool,
-    entries: DashMap<Bytes, Entry, FxBuildHasher>,
-    /// Keys of `entries` that no delivery has taken, oldest first.
+    ledger: Arc<Ledger>,
+    /// How many keys something is pending for.
+    len: AtomicUsize,
+    /// Those of them that no delivery has taken, oldest first.
     queue: Mutex<VecDeque<Bytes>>,
     notify: Notify,
     value_bytes: AtomicU64,
@@ -97,11 +66,12 @@ pub struct Pending {
 }
 
 impl Pending {
-    pub fn new(name: SinkName, enabled: bool) -> Self {
+    pub(super) fn new(name: SinkName, enabled: bool, ledger: Arc<Ledger>) -> Self {
         Pending {
             name,
             enabled: AtomicBool::new(enabled),
-            entries: DashMap::default(),
+            ledger,
+            len: AtomicUsize::new(0),
             queue: Mutex::default(),
             notify: Notify::new(),
             value_bytes: AtomicU64::new(0),
@@ -123,7 +93,11 @@ impl Pending {
     /// Stops keeping anything for this sink; what is pending is dropped, on purpose.
     pub fn disable(&self) {
         self.enabled.store(false, Relaxed);
-        self.entries.clear();
+        self.ledger.sweep(|_, state| {
+            if state.of_mut(self.name).take().is_some() {
+                self.len.fetch_sub(1, Relaxed);
+            }
+        });
         self.waiters.clear();
         self.queue.lock().expect("no panic while locked").clear();
         self.value_bytes.store(0, Relaxed);
@@ -131,31 +105,44 @@ impl Pending {
     }
 
     pub fn len(&self) -> usize {
-        self.entries.len()
+        self.len.load(Acquire)
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Answers `see` of what is pending for `key`; `None` where nothing is.
+    fn look<T>(&self, key: &Bytes, see: impl FnOnce(&Waiting) -> T) -> Option<T> {
+        self.ledger.get(key)?.of(self.name).map(see)
+    }
+
+    /// Shows all that is pending.
+    fn visit(&self, mut see: impl FnMut(&Bytes, &Waiting)) {
+        self.ledger.visit(|key, state| {
+            if let Some(waiting) = state.of(self.name) {
+                see(key, waiting);
+            }
+        });
     }
 
     pub fn contains(&self, key: &Bytes) -> bool {
-        self.entries.contains_key(key)
+        self.look(key, |_| ()).is_some()
     }
 
     /// What is pending for `key`.
     pub fn effect(&self, key: &Bytes) -> Option<Effect> {
-        self.entries.get(key).map(|entry| entry.effect.clone())
+        self.look(key, |waiting| waiting.effect.clone())
     }
 
     /// Whether a look at the authority is pending for `key`, because something may have been deleted.
     pub fn is_being_repaired(&self, key: &Bytes) -> bool {
-        let entry = self.entries.get(key);
-        entry.is_some_and(|entry| entry.effect == Effect::Unknown && entry.suspect)
+        self.look(key, |waiting| waiting.effect == Effect::Unknown && waiting.suspect) == Some(true)
     }
 
     /// Whether this store may have something else than the authority: more is pending for `key` than a look to be sure.
     pub fn may_differ(&self, key: &Bytes) -> bool {
-        self.entries.get(key).is_some_and(|entry| entry.may_differ())
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.entries.is_empty()
+        self.look(key, Waiting::may_differ) == Some(true)
     }
 
     /// Keys that backfill marked and that are not delivered yet.
@@ -163,8 +150,8 @@ impl Pending {
         self.backfilling.load(Relaxed)
     }
 
-    /// A write happened.
-    pub fn push(&self, key: &Bytes, seq: u64, effect: Effect) {
+    /// A write happened. `slot` is this sink's place in what is known of `key`, which is locked.
+    pub(super) fn push(&self, key: &Bytes, slot: &mut Option<Waiting>, seq: u64, effect: Effect) {
         if !self.is_enabled() {
             return;
         }
@@ -174,51 +161,50 @@ impl Pending {
         {
             effect = Effect::Unknown;
         }
-        match self.entries.entry(key.clone()) {
-            MapEntry::Occupied(mut entry) => {
-                let entry = entry.get_mut();
-                let newest = merge(&entry.effect, effect);
-                self.account(Some(&entry.effect), Some(&newest));
-                entry.suspect &= !newest.is_known();
-                if entry.origin == Origin::Recheck {
-                    entry.origin = Origin::Tee;
-                }
-                entry.effect = newest;
-                entry.version += 1;
-                self.release(key, entry);
-                // A mark may have come between the write's record and its reply.
-                entry.first_seq = entry.first_seq.min(seq);
-            }
-            MapEntry::Vacant(entry) => {
-                self.account(None, Some(&effect));
-                entry.insert(Entry {
-                    first_seq: seq,
-                    version: 0,
-                    since: Instant::now(),
-                    effect,
-                    origin: Origin::Tee,
-                    suspect: false,
-                    recheck: false,
-                    held: false,
-                });
-                self.enqueue(key.clone());
-            }
+        let Some(waiting) = slot else {
+            self.account(None, Some(&effect));
+            self.fill(slot, seq, effect, Origin::Tee, false);
+            self.enqueue(key.clone());
+            return;
+        };
+        let newest = merge(&waiting.effect, effect);
+        self.account(Some(&waiting.effect), Some(&newest));
+        waiting.suspect &= !newest.is_known();
+        if waiting.origin == Origin::Recheck {
+            waiting.origin = Origin::Tee;
         }
+        waiting.effect = newest;
+        waiting.version += 1;
+        self.release(key, waiting);
+        // A mark may have come between the write's record and its reply.
+        waiting.first_seq = waiting.first_seq.min(seq);
+    }
+
+    fn fill(&self, slot: &mut Option<Waiting>, seq: u64, effect: Effect, origin: Origin, held: bool) {
+        *slot = Some(Waiting {
+            first_seq: seq,
+            version: 0,
+            since: Instant::now(),
+            effect,
+            origin,
+            suspect: origin == Origin::Repair,
+            recheck: false,
+            held,
+        });
+        self.len.fetch_add(1, Relaxed);
     }
 
     /// Resolves when what is pending for `key` now has arrived; `None` where nothing is.
     pub fn ack(&self, key: &Bytes) -> Option<Ack> {
         // The entry stays locked until the waiter is there: it cannot arrive in between.
-        let entry = self.entries.get(key)?;
-        self.has_waiters.store(true, Relaxed);
-        let (told, ack) = oneshot::channel();
-        let waiter = Waiter {
-            version: entry.version,
-            told,
-        };
-        self.waiters.entry(key.clone()).or_default().push(waiter);
-        drop(entry);
-        Some(ack)
+        self.look(key, |waiting| {
+            self.has_waiters.store(true, Relaxed);
+            let (told, ack) = oneshot::channel();
+            let version = waiting.version;
+            let waiter = Waiter { version, told };
+            self.waiters.entry(key.clone()).or_default().push(waiter);
+            ack
+        })
     }
 
     fn tell_waiters(&self, taken: &Taken) {
@@ -252,18 +238,20 @@ impl Pending {
     /// What a key that is held was when it was read. Where something has happened to it since, that is what is
     /// delivered; where nothing was read (`None`), the key is read when it is delivered.
     pub fn supply(&self, key: &Bytes, effect: Option<Effect>) {
-        let Some(mut entry) = self.entries.get_mut(key) else {
+        let Some(mut state) = self.ledger.get_mut(key) else {
             return;
         };
-        if let Some(effect) = effect.filter(|_| entry.held) {
-            self.account(Some(&entry.effect), Some(&effect));
-            entry.effect = effect;
+        let (key, state) = state.pair_mut();
+        let Some(waiting) = state.of_mut(self.name) else { return };
+        if let Some(effect) = effect.filter(|_| waiting.held) {
+            self.account(Some(&waiting.effect), Some(&effect));
+            waiting.effect = effect;
         }
-        self.release(key, &mut entry);
+        self.release(key, waiting);
     }
 
-    fn release(&self, key: &Bytes, entry: &mut Entry) {
-        if std::mem::take(&mut entry.held) {
+    fn release(&self, key: &Bytes, waiting: &mut Waiting) {
+        if std::mem::take(&mut waiting.held) {
             self.enqueue(key.clone());
         }
     }
@@ -272,63 +260,53 @@ impl Pending {
         if !self.is_enabled() {
             return false;
         }
-        match self.entries.entry(key.clone()) {
-            MapEntry::Occupied(mut entry) => {
-                let entry = entry.get_mut();
-                match origin {
-                    // What is under way may be older than what the repair is asked for.
-                    Origin::Repair => {
-                        self.account(Some(&entry.effect), None);
-                        entry.effect = Effect::Unknown;
-                        entry.suspect = true;
-                        entry.version += 1;
-                        entry.first_seq = entry.first_seq.min(seq);
-                        self.release(key, entry);
-                    }
-                    // What is under way is the best that is known: should the authority lose it, it would be gone.
-                    Origin::Recheck | Origin::Refill => {
-                        entry.recheck = true;
-                        if origin == Origin::Refill && entry.origin == Origin::Recheck {
-                            entry.origin = origin;
-                        }
-                    }
-                    Origin::Tee | Origin::Backfill => {}
-                }
-                false
+        let mut state = self.ledger.open(key);
+        let (key, state) = state.pair_mut();
+        let slot = state.of_mut(self.name);
+        let Some(waiting) = slot else {
+            if origin == Origin::Backfill {
+                self.backfilling.fetch_add(1, Relaxed);
             }
-            MapEntry::Vacant(entry) => {
-                if origin == Origin::Backfill {
-                    self.backfilling.fetch_add(1, Relaxed);
-                }
-                let effect = Effect::Unknown;
-                entry.insert(Entry {
-                    first_seq: seq,
-                    version: 0,
-                    since: Instant::now(),
-                    effect,
-                    origin,
-                    suspect: origin == Origin::Repair,
-                    recheck: false,
-                    held,
-                });
-                if !held {
-                    self.enqueue(key.clone());
-                }
-                true
+            self.fill(slot, seq, Effect::Unknown, origin, held);
+            if !held {
+                self.enqueue(key.clone());
             }
+            return true;
+        };
+        match origin {
+            // What is under way may be older than what the repair is asked for.
+            Origin::Repair => {
+                waiting.first_seq = waiting.first_seq.min(seq);
+                self.doubt(key, waiting);
+            }
+            // What is under way is the best that is known: should the authority lose it, it would be gone.
+            Origin::Recheck | Origin::Refill => {
+                waiting.recheck = true;
+                if origin == Origin::Refill && waiting.origin == Origin::Recheck {
+                    waiting.origin = origin;
+                }
+            }
+            Origin::Tee | Origin::Backfill => {}
         }
+        false
     }
 
-    /// Everything that is pending is to be read from the authority: it may have been deleted since.
+    /// What is pending is to be read from the authority: it may have been deleted since.
+    fn doubt(&self, key: &Bytes, waiting: &mut Waiting) {
+        self.account(Some(&waiting.effect), None);
+        waiting.effect = Effect::Unknown;
+        waiting.version += 1;
+        waiting.suspect = true;
+        self.release(key, waiting);
+    }
+
+    /// The same for everything that is pending.
     pub fn doubt_all(&self) {
-        for mut entry in self.entries.iter_mut() {
-            self.account(Some(&entry.effect), None);
-            entry.effect = Effect::Unknown;
-            entry.version += 1;
-            entry.suspect = true;
-            let key = entry.key().clone();
-            self.release(&key, &mut entry);
-        }
+        self.ledger.visit_mut(|key, state| {
+            if let Some(waiting) = state.of_mut(self.name) {
+                self.doubt(key, waiting);
+            }
+        });
     }
 
     fn enqueue(&self, key: Bytes) {
@@ -375,13 +353,13 @@ impl Pending {
             let Some(key) = self.queue.lock().expect("no panic while locked").pop_front() else {
                 break;
             };
-            let Some(entry) = self.entries.get(&key) else { continue };
-            if let Effect::Put { value, .. } = &entry.effect {
+            let now = self.look(&key, |waiting| {
+                (waiting.effect.clone(), waiting.origin, waiting.version)
+            });
+            let Some((effect, origin, version)) = now else { continue };
+            if let Effect::Put { value, .. } = &effect {
                 bytes += value.len();
             }
-            let effect = entry.effect.clone();
-            let (origin, version) = (entry.origin, entry.version);
-            drop(entry);
             taken.push(Taken {
                 key,
                 effect,
@@ -395,26 +373,24 @@ impl Pending {
 
     /// What was taken has arrived. If the key changed meanwhile it waits again, else it is no longer pending.
     pub fn done(&self, taken: &Taken) {
-        let removed = self
-            .entries
-            .remove_if(&taken.key, |_, entry| entry.version == taken.version);
-        match removed {
-            Some((_, entry)) => {
-                self.account(Some(&entry.effect), None);
-                if entry.origin == Origin::Backfill {
+        if let Some(mut state) = self.ledger.get_mut(&taken.key) {
+            let slot = state.of_mut(self.name);
+            if let Some(arrived) = slot.take_if(|waiting| waiting.version == taken.version) {
+                self.ledger.close(state);
+                self.account(Some(&arrived.effect), None);
+                if arrived.origin == Origin::Backfill {
                     self.backfilling.fetch_sub(1, Relaxed);
                 }
                 self.delivered.fetch_add(1, Relaxed);
-                if entry.recheck {
-                    self.mark(&taken.key, entry.first_seq, Origin::Recheck);
+                if arrived.recheck {
+                    self.mark(&taken.key, arrived.first_seq, Origin::Recheck);
                 }
-            }
-            None => {
+                // Only now, so that nobody takes it for drained in between.
+                self.len.fetch_sub(1, Release);
+            } else if let Some(waiting) = slot {
                 // What waits now has changed since it was taken: a session that never rests is not behind for that.
-                if let Some(mut entry) = self.entries.get_mut(&taken.key) {
-                    entry.since = entry.since.max(taken.at);
-                }
-                self.put_back(taken);
+                waiting.since = waiting.since.max(taken.at);
+                self.enqueue(taken.key.clone());
             }
         }
         // After the removal: whoever comes to wait later finds nothing to wait for.
@@ -423,47 +399,53 @@ impl Pending {
 
     /// What was taken has not arrived: it waits again, at the end.
     pub fn put_back(&self, taken: &Taken) {
-        if self.entries.contains_key(&taken.key) {
+        if self.contains(&taken.key) {
             self.enqueue(taken.key.clone());
         }
     }
 
     /// Keys whose state must be read from the authority.
     pub fn dirty(&self) -> u64 {
-        self.entries.iter().filter(|entry| !entry.effect.is_known()).count() as u64
+        let mut dirty = 0;
+        self.visit(|_, waiting| dirty += u64::from(!waiting.effect.is_known()));
+        dirty
     }
 
     /// Those of them that this store may have otherwise than the authority.
     pub fn doubtful_keys(&self) -> Vec<Bytes> {
-        let dirty = self
-            .entries
-            .iter()
-            .filter(|entry| !entry.effect.is_known() && entry.may_differ());
-        dirty.map(|entry| entry.key().clone()).collect()
+        let mut keys = Vec::new();
+        self.visit(|key, waiting| {
+            if !waiting.effect.is_known() && waiting.may_differ() {
+                keys.push(key.clone());
+            }
+        });
+        keys
     }
 
     /// Whether all that is pending is dirty.
     pub fn is_dirty_only(&self) -> bool {
-        self.entries.iter().all(|entry| !entry.effect.is_known())
+        let mut only = true;
+        self.visit(|_, waiting| only &= !waiting.effect.is_known());
+        only
     }
 
     /// Seconds since the oldest pending change.
     pub fn lag_seconds(&self) -> f64 {
-        self.entries
-            .iter()
-            .map(|entry| entry.since)
-            .min()
-            .map_or(0.0, |since| since.elapsed().as_secs_f64())
+        let mut oldest: Option<Instant> = None;
+        self.visit(|_, waiting| oldest = Some(oldest.map_or(waiting.since, |oldest| oldest.min(waiting.since))));
+        oldest.map_or(0.0, |since| since.elapsed().as_secs_f64())
     }
 
     /// The oldest sequence number that is pending.
     pub fn first_seq(&self) -> Option<u64> {
-        self.entries.iter().map(|entry| entry.first_seq).min()
+        let mut first: Option<u64> = None;
+        self.visit(|_, waiting| first = Some(first.map_or(waiting.first_seq, |first| first.min(waiting.first_seq))));
+        first
     }
 
     /// Appends every pending key.
     pub fn collect(&self, keys: &mut Vec<(Bytes, u64)>) {
-        keys.extend(self.entries.iter().map(|entry| (entry.key().clone(), entry.first_seq)));
+        self.visit(|key, waiting| keys.push((key.clone(), waiting.first_seq)));
     }
 
     pub fn failed(&self, error: &str) {
@@ -502,12 +484,22 @@ mod tests {
         }
     }
 
+    fn nothing() -> Pending {
+        Pending::new(SinkName::Redis, true, Arc::default())
+    }
+
+    fn push(pending: &Pending, seq: u64, effect: Effect) {
+        let mut state = pending.ledger.open(&KEY);
+        let (key, state) = state.pair_mut();
+        pending.push(key, state.of_mut(SinkName::Redis), seq, effect);
+    }
+
     #[test]
     fn the_newest_state_is_delivered_and_an_extension_keeps_the_value() {
-        let pending = Pending::new(SinkName::Redis, true);
-        pending.push(&KEY, 1, put("a", 1));
-        pending.push(&KEY, 2, put("b", 2));
-        pending.push(&KEY, 3, Effect::Expire(Deadline::At(9)));
+        let pending = nothing();
+        push(&pending, 1, put("a", 1));
+        push(&pending, 2, put("b", 2));
+        push(&pending, 3, Effect::Expire(Deadline::At(9)));
         let taken = pending.take(10, 100);
         assert_eq!(taken.len(), 1);
         assert_eq!(taken[0].effect, put("b", 9));
@@ -515,10 +507,10 @@ mod tests {
 
     #[test]
     fn a_change_during_delivery_is_delivered_after_it() {
-        let pending = Pending::new(SinkName::Redis, true);
-        pending.push(&KEY, 1, put("a", 1));
+        let pending = nothing();
+        push(&pending, 1, put("a", 1));
         let taken = pending.take(10, 100).remove(0);
-        pending.push(&KEY, 2, Effect::Delete);
+        push(&pending, 2, Effect::Delete);
         assert!(pending.take(10, 100).is_empty(), "one delivery per key at a time");
         pending.done(&taken);
         let again = pending.take(10, 100).remove(0);
@@ -531,8 +523,8 @@ mod tests {
     /// An authority that is lost takes what was only to be read there with it; so nothing known is given up without need.
     #[test]
     fn a_look_to_be_sure_gives_up_nothing_and_is_no_sign_of_a_deletion() {
-        let pending = Pending::new(SinkName::Redis, true);
-        pending.push(&KEY, 1, put("a", 1));
+        let pending = nothing();
+        push(&pending, 1, put("a", 1));
         pending.mark(&KEY, 2, Origin::Recheck);
         let taken = pending.take(10, 100).remove(0);
         assert_eq!(taken.effect, put("a", 1));
@@ -542,7 +534,7 @@ mod tests {
         assert!(!pending.is_being_repaired(&KEY));
         pending.mark(&KEY, 3, Origin::Repair);
         assert!(pending.is_being_repaired(&KEY));
-        pending.push(&KEY, 4, put("b", 2));
+        push(&pending, 4, put("b", 2));
         pending.mark(&KEY, 5, Origin::Recheck);
         assert!(!pending.is_being_repaired(&KEY), "a client has written it since");
     }
@@ -550,15 +542,15 @@ mod tests {
     /// What this store holds may be answered while the authority is away.
     #[test]
     fn a_look_to_be_sure_casts_no_doubt_on_what_is_there() {
-        let pending = Pending::new(SinkName::Redis, true);
+        let pending = nothing();
         assert!(!pending.may_differ(&KEY));
         pending.mark(&KEY, 1, Origin::Recheck);
         assert!(!pending.may_differ(&KEY) && pending.doubtful_keys().is_empty());
-        pending.push(&KEY, 2, Effect::Unknown);
+        push(&pending, 2, Effect::Unknown);
         assert!(pending.may_differ(&KEY), "a write may have happened");
         assert_eq!(pending.doubtful_keys(), [KEY]);
         for origin in [Origin::Repair, Origin::Refill] {
-            let pending = Pending::new(SinkName::Redis, true);
+            let pending = nothing();
             pending.mark(&KEY, 1, Origin::Recheck);
             pending.mark(&KEY, 2, origin);
             assert!(pending.may_differ(&KEY), "{origin:?}");
@@ -567,11 +559,11 @@ mod tests {
 
     #[test]
     fn a_session_that_never_rests_is_not_behind() {
-        let pending = Pending::new(SinkName::Redis, true);
-        pending.push(&KEY, 1, put("a", 1));
+        let pending = nothing();
+        push(&pending, 1, put("a", 1));
         std::thread::sleep(std::time::Duration::from_millis(50));
         let taken = pending.take(10, 100).remove(0);
-        pending.push(&KEY, 2, put("b", 2));
+        push(&pending, 2, put("b", 2));
         assert!(pending.lag_seconds() >= 0.05);
         pending.done(&taken);
         assert!(!pending.is_empty() && pending.lag_seconds() < 0.05);
@@ -579,8 +571,8 @@ mod tests {
 
     #[test]
     fn backfill_never_replaces_what_the_tee_has() {
-        let pending = Pending::new(SinkName::Redis, true);
-        pending.push(&KEY, 1, Effect::Delete);
+        let pending = nothing();
+        push(&pending, 1, Effect::Delete);
         assert!(!pending.mark(&KEY, 2, Origin::Backfill));
         assert_eq!(pending.take(1, 1)[0].effect, Effect::Delete);
         assert_eq!(pending.backfilling(), 0);
@@ -588,7 +580,7 @@ mod tests {
 
     #[test]
     fn what_backfill_read_gives_way_to_what_happened_since() {
-        let pending = Pending::new(SinkName::Redis, true);
+        let pending = nothing();
         assert!(pending.hold(&KEY, 1));
         assert!(pending.take(1, 1).is_empty(), "it is being read");
         pending.supply(&KEY, Some(put("a", 1)));
@@ -598,7 +590,7 @@ mod tests {
         assert_eq!((pending.backfilling(), pending.value_bytes()), (0, 0));
 
         let changes: [fn(&Pending); 3] = [
-            |pending| pending.push(&KEY, 3, Effect::Delete),
+            |pending| push(pending, 3, Effect::Delete),
             |pending| assert!(!pending.mark(&KEY, 3, Origin::Repair)),
             Pending::doubt_all,
         ];
@@ -616,9 +608,9 @@ mod tests {
 
     #[test]
     fn past_the_limit_only_keys_are_kept() {
-        let pending = Pending::new(SinkName::Redis, true);
+        let pending = nothing();
         pending.value_bytes.store(MAX_VALUE_BYTES, Relaxed);
-        pending.push(&KEY, 1, put("a", 1));
+        push(&pending, 1, put("a", 1));
         assert_eq!(pending.take(1, 1)[0].effect, Effect::Unknown);
         assert_eq!(pending.dirty(), 1);
     }

@@ -6,56 +6,23 @@
 //! bypassed the proxy. Where some count is left over, a bypassing write may hide behind it: such a key is looked at again
 //! once it has been quiet for a while. (As long as it is not, each further write brings the other stores up to date.)
 
-use std::sync::Mutex;
 use std::sync::atomic::{
     AtomicBool, AtomicU32, AtomicUsize,
     Ordering::{Acquire, Relaxed, Release},
 };
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use dashmap::DashMap;
-use rustc_hash::FxBuildHasher;
+
+use super::ledger::{KeyState, Ledger};
 
 /// A write is remembered at least this long: far longer than the authority takes to tell of it.
 const REMEMBER: Duration = Duration::from_secs(1);
 
-/// One key's writes.
 #[derive(Debug)]
-struct KeyWrites {
-    in_flight: u32,
-    /// The upstream connection of the first of those in flight.
-    upstream: u64,
-    /// Some in flight travelled on different connections, or something else changed the key meanwhile: their order is
-    /// not known.
-    overlapped: bool,
-    /// The oldest in flight.
-    first_seq: u64,
-    /// The authority has still to tell of so many.
-    untold: u32,
-    /// It may have told of several at once: then a count is left over, behind which a bypassing write may have hidden.
-    merged: bool,
-    /// Of the last write.
-    generation: u32,
-}
-
-impl KeyWrites {
-    fn idle(generation: u32) -> KeyWrites {
-        KeyWrites {
-            in_flight: 0,
-            upstream: 0,
-            overlapped: false,
-            first_seq: u64::MAX,
-            untold: 0,
-            merged: false,
-            generation,
-        }
-    }
-}
-
-#[derive(Debug, Default)]
 pub(super) struct Writes {
-    keys: DashMap<Bytes, KeyWrites, FxBuildHasher>,
+    ledger: Arc<Ledger>,
     in_flight: AtomicUsize,
     /// The authority tells of all writes.
     watched: AtomicBool,
@@ -67,6 +34,17 @@ pub(super) struct Writes {
 }
 
 impl Writes {
+    pub(super) fn new(ledger: Arc<Ledger>) -> Self {
+        Writes {
+            ledger,
+            in_flight: AtomicUsize::new(0),
+            watched: AtomicBool::new(false),
+            counting: AtomicBool::new(false),
+            generation: AtomicU32::new(0),
+            aged: Mutex::new(None),
+        }
+    }
+
     pub(super) fn set_watched(&self, watched: bool) -> bool {
         self.watched.swap(watched, Relaxed)
     }
@@ -83,9 +61,8 @@ impl Writes {
         if self.counting.swap(true, Relaxed) {
             return;
         }
-        self.keys
-            .iter_mut()
-            .for_each(|mut entry| entry.untold += entry.in_flight);
+        self.ledger
+            .visit_mut(|_, state| state.writes.untold += state.writes.in_flight);
     }
 
     pub(super) fn is_watched(&self) -> bool {
@@ -97,72 +74,56 @@ impl Writes {
         if !self.counting.load(Relaxed) {
             return;
         }
-        let generation = self.generation.load(Relaxed);
-        let mut entry = self
-            .keys
-            .entry(key.clone())
-            .or_insert_with(|| KeyWrites::idle(generation));
-        entry.untold += 1;
-        entry.generation = generation;
+        let mut state = self.ledger.open(key);
+        state.writes.untold += 1;
+        state.writes.generation = self.generation.load(Relaxed);
     }
 
     /// A write is about to be sent on `upstream`. Answers its sequence number, which `next_seq` gives.
     pub(super) fn begin(&self, upstream: u64, key: &Bytes, next_seq: impl FnOnce() -> u64) -> u64 {
-        let generation = self.generation.load(Relaxed);
-        let mut entry = match self.keys.get_mut(key) {
-            Some(entry) => entry,
-            // Copied: the key is a slice of the whole command, value included.
-            None => self
-                .keys
-                .entry(Bytes::copy_from_slice(key))
-                .or_insert_with(|| KeyWrites::idle(generation)),
-        };
-        // Taken while the entry is locked: whoever looks through the keys sees every number below the counter.
+        let mut state = self.ledger.open(key);
+        let writes = &mut state.writes;
+        // Taken while the key is locked: whoever looks through the keys sees every number below the counter.
         let seq = next_seq();
-        if entry.in_flight == 0 {
-            (entry.upstream, entry.overlapped, entry.first_seq) = (upstream, false, seq);
+        if writes.in_flight == 0 {
+            (writes.upstream, writes.overlapped, writes.first_seq) = (upstream, false, seq);
         }
-        entry.overlapped |= entry.upstream != upstream;
-        entry.in_flight += 1;
-        entry.untold += u32::from(self.counting.load(Relaxed));
-        entry.generation = generation;
+        writes.overlapped |= writes.upstream != upstream;
+        writes.in_flight += 1;
+        writes.untold += u32::from(self.counting.load(Relaxed));
+        writes.generation = self.generation.load(Relaxed);
         self.in_flight.fetch_add(1, Relaxed);
         seq
     }
 
-    /// A write's reply is there. `keep` gets whether it overlapped another and the oldest sequence number in flight, and
-    /// hands the write to the sinks; only then it is no longer in flight, so that no search for the oldest unfinished
-    /// write can miss it in between.
-    pub(super) fn settle(&self, key: &Bytes, happened: bool, keep: impl FnOnce(bool, u64)) {
-        let Some(mut entry) = self.keys.get_mut(key).filter(|entry| entry.in_flight > 0) else {
+    /// A write's reply is there. `keep` gets the key's state and hands the write to the sinks; only then it is no longer
+    /// in flight, so that no search for the oldest unfinished write can miss it in between.
+    pub(super) fn settle(&self, key: &Bytes, happened: bool, keep: impl FnOnce(&Bytes, &mut KeyState)) {
+        let Some(mut locked) = self.ledger.get_mut(key).filter(|state| state.writes.in_flight > 0) else {
             debug_assert!(false, "a write settles once for each begin");
             return;
         };
+        let (key, state) = locked.pair_mut();
         if happened {
-            keep(entry.overlapped, entry.first_seq);
+            keep(key, state);
         } else {
-            entry.untold = entry.untold.saturating_sub(1);
+            state.writes.untold = state.writes.untold.saturating_sub(1);
         }
-        entry.in_flight -= 1;
-        let forget = entry.in_flight == 0 && entry.untold == 0 && !self.counting.load(Relaxed);
-        drop(entry);
+        state.writes.in_flight -= 1;
+        self.ledger.close(locked);
         self.in_flight.fetch_sub(1, Release);
-        if forget {
-            self.keys
-                .remove_if(key, |_, entry| entry.in_flight == 0 && entry.untold == 0);
-        }
     }
 
     /// Something else changed `key`, before or after what is in flight.
     pub(super) fn doubt(&self, key: &Bytes) {
-        if let Some(mut entry) = self.keys.get_mut(key) {
-            entry.overlapped = true;
+        if let Some(mut state) = self.ledger.get_mut(key) {
+            state.writes.overlapped = true;
         }
     }
 
     /// The same for every key.
     pub(super) fn doubt_all(&self) {
-        self.keys.iter_mut().for_each(|mut entry| entry.overlapped = true);
+        self.ledger.visit_mut(|_, state| state.writes.overlapped = true);
     }
 
     /// Whether no write is in flight.
@@ -172,31 +133,34 @@ impl Writes {
 
     /// Whether a write to `key` is in flight.
     pub(super) fn contains(&self, key: &Bytes) -> bool {
-        self.keys.get(key).is_some_and(|entry| entry.in_flight > 0)
+        self.ledger.get(key).is_some_and(|state| state.writes.in_flight > 0)
     }
 
     /// The keys with writes in flight, each with the oldest one's sequence number.
     pub(super) fn collect(&self) -> Vec<(Bytes, u64)> {
-        let in_flight = self.keys.iter().filter(|entry| entry.in_flight > 0);
-        in_flight.map(|entry| (entry.key().clone(), entry.first_seq)).collect()
+        let mut keys = Vec::new();
+        self.ledger.visit(|key, state| {
+            if state.writes.in_flight > 0 {
+                keys.push((key.clone(), state.writes.first_seq));
+            }
+        });
+        keys
     }
 
     /// The oldest sequence number in flight.
     pub(super) fn first_seq(&self) -> Option<u64> {
-        let in_flight = self.keys.iter().filter(|entry| entry.in_flight > 0);
-        in_flight.map(|entry| entry.first_seq).min()
+        self.collect().into_iter().map(|(_, seq)| seq).min()
     }
 
     /// The authority told of a change of `key`. Answers whether that may have been a write from here.
     pub(super) fn told(&self, key: &[u8]) -> bool {
-        match self.keys.get_mut(key) {
-            Some(mut entry) if entry.untold > 0 => {
-                entry.merged |= entry.untold > 1;
-                entry.untold -= 1;
-                true
-            }
-            _ => false,
-        }
+        let Some(mut state) = self.ledger.get_mut(key).filter(|state| state.writes.untold > 0) else {
+            return false;
+        };
+        let writes = &mut state.writes;
+        writes.merged |= writes.untold > 1;
+        writes.untold -= 1;
+        true
     }
 
     /// Forgets keys that have been quiet. Answers those of which the authority has not told as often as was written.
@@ -208,13 +172,14 @@ impl Writes {
         *aged = Some(Instant::now());
         let now = self.generation.fetch_add(1, Relaxed).wrapping_add(1);
         let mut left = Vec::new();
-        self.keys.retain(|key, entry| {
+        self.ledger.sweep(|key, state| {
+            let writes = &mut state.writes;
             // The last write was in the generation before the last one, or earlier.
-            let quiet = entry.in_flight == 0 && now.wrapping_sub(entry.generation) > 1;
-            if quiet && (entry.untold > 0 || entry.merged) {
+            let quiet = writes.in_flight == 0 && now.wrapping_sub(writes.generation) > 1;
+            if quiet && (writes.untold > 0 || writes.merged) {
+                (writes.untold, writes.merged) = (0, false);
                 left.push(key.clone());
             }
-            !quiet
         });
         left
     }
@@ -226,8 +191,12 @@ mod tests {
 
     const KEY: Bytes = Bytes::from_static(b"k");
 
+    fn unwatched() -> Writes {
+        Writes::new(Arc::default())
+    }
+
     fn watched() -> Writes {
-        let writes = Writes::default();
+        let writes = unwatched();
         writes.begin_watch();
         writes.set_watched(true);
         writes
@@ -278,7 +247,7 @@ mod tests {
         assert_eq!(age(&writes), Vec::<Bytes>::new(), "one generation on");
         assert_eq!(age(&writes), [KEY]);
         assert_eq!(age(&writes), Vec::<Bytes>::new());
-        assert!(writes.keys.is_empty());
+        assert!(writes.ledger.is_empty());
     }
 
     #[test]
@@ -294,7 +263,7 @@ mod tests {
 
     #[test]
     fn what_is_in_flight_when_the_watch_begins_did_not_bypass() {
-        let writes = Writes::default();
+        let writes = unwatched();
         writes.begin(1, &KEY, || 1);
         writes.begin_watch();
         writes.set_watched(true);
@@ -312,15 +281,17 @@ mod tests {
         }
         assert!(writes.contains(&KEY) && !writes.is_idle());
         assert_eq!(writes.first_seq(), Some(7));
-        writes.settle(&KEY, true, |overlapped, seq| assert!(!overlapped && seq == 7));
+        writes.settle(&KEY, true, |_, state| {
+            assert!(!state.writes.overlapped && state.writes.first_seq == 7);
+        });
         assert!(!writes.contains(&KEY) && writes.is_idle());
         assert_eq!(writes.first_seq(), None);
     }
 
     #[test]
     fn unwatched_nothing_is_kept_once_it_is_answered() {
-        let writes = Writes::default();
+        let writes = unwatched();
         write(&writes);
-        assert!(writes.keys.is_empty());
+        assert!(writes.ledger.is_empty());
     }
 }
