@@ -13,8 +13,8 @@ use crate::session::key::is_storable;
 use crate::sink::{DatabaseError, DatabaseErrorKind, Row};
 use crate::tee::{Rows, SiteRows};
 
-/// Sessions in one transaction.
-pub(super) const TRANSACTION: usize = 1000;
+/// Sessions in one transaction. Each waits for the disk, and writes every page that it touches once.
+pub(super) const TRANSACTION: usize = 4000;
 /// So many rows are made at once where they are needed; more, on a thread beside.
 const FEW: usize = 64;
 /// Sessions that a row cannot carry are remembered by name up to this many; beyond, they are only counted.
