@@ -3,7 +3,8 @@
 //! State, not history, is what travels: per key the newest effect wins. The path of a write is
 //! [`Tee::begin`] before the command is sent (so that two writes in flight on different connections are noticed, and so
 //! that the journal knows the key), [`Tee::settle`] when its reply is there, and then one [`pending::Pending`] per sink,
-//! which a delivery task of that sink empties. Nothing here waits: the proxy calls it on the reply path.
+//! which a delivery task of that sink empties. All that is known of a key on this path is in one map (`ledger`). Nothing
+//! here waits: the proxy calls it on the reply path.
 //!
 //! A key whose state only the authority can tell is *dirty*: the delivery task reads it there, value and deadline, at
 //! the moment it delivers. Repair is a key marked dirty; backfill reserves keys before it reads them (`reserved`). So
