@@ -24,11 +24,8 @@ use super::object::MAX_VALUE_BYTES;
 /// The salt of Django's own session stores: the class name `SessionStore`, whatever its module.
 pub const DEFAULT_SALT: &str = "django.contrib.sessions.SessionStore";
 
-/// zlib's default, which Django uses …
+/// zlib's default, which Django uses.
 const ZLIB_LEVEL: u32 = 6;
-/// … and the fastest, for payloads of so few bytes: a third of the time, and a row that is a few bytes longer.
-const SMALL_LEVEL: u32 = 1;
-const SMALL_LEN: usize = 1024;
 
 /// Length of an HMAC-SHA256 in base64 without padding.
 const SIGNATURE_LEN: usize = 43;
@@ -168,19 +165,13 @@ fn unsigned(session_data: &str) -> SigningError {
 }
 
 thread_local! {
-    /// Their tables are a few hundred KiB: making them anew took as long as compressing a session.
+    /// Its tables are a few hundred KiB: making them anew took as long as compressing a session.
     static DEFLATE: RefCell<Compress> = RefCell::new(Compress::new(Compression::new(ZLIB_LEVEL), true));
-    static DEFLATE_SMALL: RefCell<Compress> = RefCell::new(Compress::new(Compression::new(SMALL_LEVEL), true));
 }
 
 /// One zlib stream. Other compressors give other bytes for the same level; Django reads them all.
 fn compress(payload: &[u8]) -> Vec<u8> {
-    let streams = if payload.len() <= SMALL_LEN {
-        &DEFLATE_SMALL
-    } else {
-        &DEFLATE
-    };
-    streams.with_borrow_mut(|stream| {
+    DEFLATE.with_borrow_mut(|stream| {
         stream.reset();
         // zlib's own bound, generously: stored blocks cost five bytes per 16 KiB, header and checksum six.
         let mut out = Vec::with_capacity(payload.len() + payload.len() / 1024 + 64);
