@@ -598,6 +598,31 @@ fn a_session_key_too_long_for_the_column_is_counted_and_holds_up_nothing() {
     assert_eq!(teed.site.proxy().status().tee.database.rejected, 1);
 }
 
+#[test]
+fn rows_that_the_database_refuses_are_counted_and_hold_up_nothing() {
+    let teed = Teed::start();
+    teed.site.django.sql(
+        "CREATE TRIGGER refuse BEFORE INSERT ON django_session WHEN NEW.session_key LIKE 'odd%' \
+         BEGIN SELECT RAISE(ABORT, 'odd'); END",
+    );
+    let mut names: Vec<String> = (100..200).map(|number| format!("even{number}")).collect();
+    for (place, odd) in [(0, "odd1"), (50, "odd2"), (51, "odd3"), (103, "odd4")] {
+        names.insert(place, odd.to_owned());
+    }
+    let mut pipeline = redis::pipe();
+    for name in &names {
+        pipeline.cmd("SETEX").arg(session(&key(name))).arg(1_000).arg(&teed.one);
+    }
+    pipeline.exec(&mut teed.site.proxy().connection()).unwrap();
+    teed.site.proxy().settle();
+    let mut rows = teed.rows();
+    rows.sort_unstable();
+    names.retain(|name| name.starts_with("even"));
+    let expected: Vec<String> = names.iter().map(|name| key(name)).collect();
+    assert_eq!(rows, expected);
+    assert_eq!(teed.site.proxy().status().tee.database.rejected, 4);
+}
+
 // ---------------------------------------------------------------------------------------------- configuration
 
 #[test]

@@ -129,16 +129,23 @@ impl Delivery {
             Err(_) => {}
         }
         site.database.apply(&[], deletes).await.map_err(text)?;
-        for row in upserts {
-            match site.database.apply(std::slice::from_ref(&row), &[]).await {
-                Ok(()) => {}
-                Err(error) if error.kind() == DatabaseErrorKind::Rejected => {
+        // By halves: one in thousands is found in some thirty transactions.
+        let mut parts = vec![upserts];
+        while let Some(mut part) = parts.pop() {
+            match (site.database.apply(&part, &[]).await, &part[..]) {
+                (Ok(()), _) => {}
+                (Err(error), _) if error.kind() != DatabaseErrorKind::Rejected => return Err(text(error)),
+                (Err(error), [row]) => {
                     tracing::warn!(session = self.tee.digest(&site.patterns.redis_key(&row.session_key)), %error, "the database refuses this row");
                     self.counters.rejected.fetch_add(1, Relaxed);
                     // No row is better than the row of an older state.
-                    site.database.apply(&[], &[row.session_key]).await.map_err(text)?;
+                    let refused = [row.session_key.clone()];
+                    site.database.apply(&[], &refused).await.map_err(text)?;
                 }
-                Err(error) => return Err(text(error)),
+                (Err(_), _) => {
+                    parts.push(part.split_off(part.len() / 2));
+                    parts.push(part);
+                }
             }
         }
         Ok(())
