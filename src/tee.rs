@@ -53,7 +53,7 @@ pub enum SinkName {
 }
 
 /// All of them.
-pub const SINKS: [SinkName; 2] = [SinkName::Redis, SinkName::Database];
+const SINKS: [SinkName; 2] = [SinkName::Redis, SinkName::Database];
 
 impl SinkName {
     /// As metrics and logs have it.
@@ -139,7 +139,7 @@ impl Tee {
 
     fn push(&self, key: &Bytes, state: &mut KeyState, seq: u64, effect: &Effect) {
         for sink in self.sinks() {
-            sink.push(key, state.of_mut(sink.name), seq, effect.clone());
+            sink.push(key, state.of_mut(sink.name), seq, effect);
         }
     }
 
@@ -241,22 +241,18 @@ impl Tee {
 
     /// Every write with a smaller sequence number has reached every sink.
     pub fn low_watermark(&self) -> u64 {
-        // The order matters: a write moves from in flight to pending, never back.
-        let mut low = self.head();
-        low = low.min(self.pending_wipe().unwrap_or(u64::MAX));
-        low = low.min(self.writes.first_seq().unwrap_or(u64::MAX));
-        for sink in self.sinks() {
-            low = low.min(sink.first_seq().unwrap_or(u64::MAX));
-        }
+        let head = self.head();
+        let mut low = head.min(self.pending_wipe().unwrap_or(head));
+        self.ledger
+            .visit(|_, state| low = low.min(state.first_seq().unwrap_or(head)));
         low
     }
 
     /// Every key that some sink still lacks, with the oldest sequence number: what a compaction of the journal keeps.
     pub fn unfinished(&self) -> Vec<(Bytes, u64)> {
-        let mut keys = self.writes.collect();
-        for sink in self.sinks() {
-            sink.collect(&mut keys);
-        }
+        let mut keys = Vec::new();
+        self.ledger
+            .visit(|key, state| keys.extend(state.first_seq().map(|seq| (key.clone(), seq))));
         keys
     }
 

@@ -103,6 +103,13 @@ impl KeyState {
         &mut self.sinks[sink as usize]
     }
 
+    /// The oldest write that is in flight or that some sink has not been told of.
+    pub(super) fn first_seq(&self) -> Option<u64> {
+        let in_flight = (self.writes.in_flight > 0).then_some(self.writes.first_seq);
+        let waiting = self.sinks.iter().flatten().map(|waiting| waiting.first_seq);
+        in_flight.into_iter().chain(waiting).min()
+    }
+
     /// Whether there is nothing left to know.
     fn is_over(&self) -> bool {
         self.writes.is_over() && self.sinks.iter().all(Option::is_none)

@@ -151,16 +151,16 @@ impl Pending {
     }
 
     /// A write happened. `slot` is this sink's place in what is known of `key`, which is locked.
-    pub(super) fn push(&self, key: &Bytes, slot: &mut Option<Waiting>, seq: u64, effect: Effect) {
+    pub(super) fn push(&self, key: &Bytes, slot: &mut Option<Waiting>, seq: u64, effect: &Effect) {
         if !self.is_enabled() {
             return;
         }
-        let mut effect = effect;
-        if let Effect::Put { value, .. } = &effect
-            && self.value_bytes.load(Relaxed) + value.len() as u64 > MAX_VALUE_BYTES
-        {
-            effect = Effect::Unknown;
-        }
+        let effect = match effect {
+            Effect::Put { value, .. } if self.value_bytes.load(Relaxed) + value.len() as u64 > MAX_VALUE_BYTES => {
+                Effect::Unknown
+            }
+            effect => effect.clone(),
+        };
         let Some(waiting) = slot else {
             self.account(None, Some(&effect));
             self.fill(slot, seq, effect, Origin::Tee, false);
@@ -443,11 +443,6 @@ impl Pending {
         first
     }
 
-    /// Appends every pending key.
-    pub fn collect(&self, keys: &mut Vec<(Bytes, u64)>) {
-        self.visit(|key, waiting| keys.push((key.clone(), waiting.first_seq)));
-    }
-
     pub fn failed(&self, error: &str) {
         self.retries.fetch_add(1, Relaxed);
         *self.last_error.lock().expect("no panic while locked") = Some(error.to_owned());
@@ -491,7 +486,7 @@ mod tests {
     fn push(pending: &Pending, seq: u64, effect: Effect) {
         let mut state = pending.ledger.open(&KEY);
         let (key, state) = state.pair_mut();
-        pending.push(key, state.of_mut(SinkName::Redis), seq, effect);
+        pending.push(key, state.of_mut(SinkName::Redis), seq, &effect);
     }
 
     #[test]

@@ -136,22 +136,6 @@ impl Writes {
         self.ledger.get(key).is_some_and(|state| state.writes.in_flight > 0)
     }
 
-    /// The keys with writes in flight, each with the oldest one's sequence number.
-    pub(super) fn collect(&self) -> Vec<(Bytes, u64)> {
-        let mut keys = Vec::new();
-        self.ledger.visit(|key, state| {
-            if state.writes.in_flight > 0 {
-                keys.push((key.clone(), state.writes.first_seq));
-            }
-        });
-        keys
-    }
-
-    /// The oldest sequence number in flight.
-    pub(super) fn first_seq(&self) -> Option<u64> {
-        self.collect().into_iter().map(|(_, seq)| seq).min()
-    }
-
     /// The authority told of a change of `key`. Answers whether that may have been a write from here.
     pub(super) fn told(&self, key: &[u8]) -> bool {
         let Some(mut state) = self.ledger.get_mut(key).filter(|state| state.writes.untold > 0) else {
@@ -280,12 +264,10 @@ mod tests {
             age(&writes);
         }
         assert!(writes.contains(&KEY) && !writes.is_idle());
-        assert_eq!(writes.first_seq(), Some(7));
         writes.settle(&KEY, true, |_, state| {
             assert!(!state.writes.overlapped && state.writes.first_seq == 7);
         });
         assert!(!writes.contains(&KEY) && writes.is_idle());
-        assert_eq!(writes.first_seq(), None);
     }
 
     #[test]
