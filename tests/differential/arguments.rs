@@ -143,7 +143,7 @@ impl Generator<'_> {
             "key" => self.key(group),
             "unix-time" => self
                 .rng
-                .pick(&["99999999999", "4102444800", "1000000", "0", "-5"])
+                .pick(&["4102444800000", "99999999999", "4102444800", "1000000", "0", "-5"])
                 .as_bytes()
                 .to_vec(),
             "integer" | "double" if lower.contains("seconds") || lower == "ttl" => {

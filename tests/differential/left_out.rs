@@ -99,10 +99,23 @@ pub fn reason(words: &Words) -> Option<&'static str> {
         return Some(entry.reason);
     }
     let soon = |word: &String| word.parse::<i64>().is_ok_and(|number| (1..100_000).contains(&number));
-    if WITH_ENDS.contains(&name.as_str()) && lower.iter().skip(2).any(soon) && may_end(name, &lower) {
+    let comes = WITH_ENDS.contains(&name.as_str()) && lower.iter().skip(2).any(soon) && may_end(name, &lower);
+    if comes || is_past(name, &lower) {
         return Some("a key that ends while the sequence runs ends at another moment on each server");
     }
     None
+}
+
+/// `SET` keeps a key whose end is past, until the server comes across it; other commands delete it at once.
+fn is_past(name: &str, words: &[String]) -> bool {
+    const AHEAD: i64 = 4_000_000_000; // in 2096, s
+    let before = |at: &str, end: i64| at.parse::<i64>().is_ok_and(|at| (1..end).contains(&at));
+    name == "set"
+        && words.windows(2).any(|pair| match pair[0].as_str() {
+            "exat" => before(&pair[1], AHEAD),
+            "pxat" => before(&pair[1], AHEAD * 1000),
+            _ => false,
+        })
 }
 
 /// A number is only an end where the command has a place for one.
