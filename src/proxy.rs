@@ -9,6 +9,7 @@
 
 pub mod access;
 mod balance;
+mod census;
 mod client;
 mod dispatch;
 mod downstream;

@@ -237,6 +237,51 @@ fn a_subscription_is_not_overtaken() {
     }
 }
 
+// ---------------------------------------------------------------------------------------------- counted
+
+/// Whoever draws a graph of the server's clients through the proxy sees those clients, and not the proxy's connections.
+#[test]
+fn info_counts_the_clients_that_are_connected() {
+    let pair = Pair::start();
+    pair.compare(|address| {
+        let mut idle: Vec<Raw> = (0..30).map(|_| Raw::connect(address)).collect();
+        idle.iter_mut().for_each(|client| drop(client.ask(&["PING"])));
+        idle[0].ask(&["CLIENT", "SETNAME", "named"]);
+        idle[1].ask(&["SUBSCRIBE", "channel"]);
+        idle[2].ask(&["HELLO", "3"]);
+        idle[2].ask(&[
+            "CLIENT", "TRACKING", "ON", "BCAST", "PREFIX", "page:", "PREFIX", "user:",
+        ]);
+        let counted = |client: &mut Raw| -> Vec<String> {
+            let fields = ["connected_clients:", "tracking_clients:", "tracking_total_prefixes:"];
+            let wanted = |line: &&str| fields.iter().any(|field| line.starts_with(field));
+            let text = ["clients", "stats", "everything"]
+                .map(|section| String::from_utf8(client.ask(&["INFO", section])).unwrap())
+                .concat();
+            text.lines().filter(wanted).map(str::to_owned).collect()
+        };
+        let mut resp2 = Raw::connect(address);
+        let mut resp3 = Raw::connect(address);
+        resp3.ask(&["HELLO", "3"]);
+        drop(idle.split_off(20));
+        let expected = [
+            "connected_clients:22",
+            "tracking_clients:1",
+            "tracking_total_prefixes:2",
+        ];
+        // Those who have just left are seen to leave a little later.
+        eventually("all are counted", Duration::from_secs(10), || {
+            counted(&mut resp2) == [expected, expected].concat()
+        });
+        // In a transaction the numbers are the server's.
+        resp2.ask(&["MULTI"]);
+        vec![
+            resp2.ask(&["INFO", "clients"]),
+            counted(&mut resp3).join(" ").into_bytes(),
+        ]
+    });
+}
+
 // ---------------------------------------------------------------------------------------------- half closed
 
 /// Redis takes the end of a connection for the client's end, and drops what it has not yet answered.

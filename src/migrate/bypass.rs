@@ -90,6 +90,10 @@ impl Controller {
             Ok(Err(end)) => return end,
             Err(_) => return End::Lost(format!("no answer within {limit:?}")),
         };
+        let own = &self.parts.stores.of(authority).endpoint().footprint;
+        let _tracker = notices
+            .prefixes(&self.parts.tee.patterns)
+            .map(|count| own.tracker(count));
         backoff.reset();
         *self.watch.lock().expect("no panic while locked") = notices.name();
         if !self.parts.tee.set_watched(true) {

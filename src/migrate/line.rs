@@ -6,9 +6,9 @@ use std::future::poll_fn;
 
 use bytes::{Bytes, BytesMut};
 
-use crate::net::Endpoint;
 use crate::net::stream::{ReadHalf, WriteHalf, connect};
 use crate::net::tls::explain;
+use crate::net::{Endpoint, Presence};
 use crate::proxy::identity::{Credentials, Identity, Order, Protocol, handshake};
 use crate::resp::ReplyScanner;
 use crate::resp::request::encode;
@@ -26,11 +26,13 @@ pub(super) struct Line {
     writer: WriteHalf,
     buffer: BytesMut,
     scanner: ReplyScanner,
+    _presence: Presence,
 }
 
 impl Line {
     /// Connects and logs in. Has no time limit of its own.
     pub(super) async fn open(endpoint: &Endpoint, protocol: Protocol) -> Result<Line, LineError> {
+        let presence = endpoint.footprint.connection();
         let (reader, writer) = connect(endpoint)
             .await
             .map_err(|error| LineError::Lost(explain(&error).unwrap_or_else(|| error.to_string())))?;
@@ -39,6 +41,7 @@ impl Line {
             writer,
             buffer: BytesMut::new(),
             scanner: ReplyScanner::default(),
+            _presence: presence,
         };
         let credentials = endpoint.password.as_ref().map(|password| Credentials {
             username: endpoint.username.as_ref().map(|user| user.as_bytes().to_vec()),

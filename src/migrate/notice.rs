@@ -20,6 +20,12 @@ pub(super) enum Notice {
     Nothing,
 }
 
+/// The prefixes to name: without one the server tells of every key.
+fn tracked(patterns: &KeyPatterns) -> impl Iterator<Item = &str> {
+    let everything = patterns.prefixes().any(str::is_empty);
+    patterns.prefixes().filter(move |_| !everything)
+}
+
 /// Reads the frames of one connection.
 #[derive(Debug)]
 pub(super) enum Notices {
@@ -50,14 +56,18 @@ impl Notices {
         }
     }
 
+    /// The prefixes that the server tracks for this.
+    pub(super) fn prefixes(&self, patterns: &KeyPatterns) -> Option<usize> {
+        // To track everything is to track one that is empty.
+        matches!(self, Notices::Tracking).then(|| tracked(patterns).count().max(1))
+    }
+
     /// The command that asks for notices.
     pub(super) fn command(&self, patterns: &KeyPatterns) -> Vec<String> {
         match self {
             Notices::Tracking => {
                 let mut words: Vec<String> = ["CLIENT", "TRACKING", "ON", "BCAST"].map(str::to_owned).into();
-                // Without a prefix the server tells of every key.
-                let everything = patterns.prefixes().any(str::is_empty);
-                for prefix in patterns.prefixes().filter(|_| !everything) {
+                for prefix in tracked(patterns) {
                     words.extend(["PREFIX".to_owned(), prefix.to_owned()]);
                 }
                 words

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use percent_encoding::percent_decode_str;
 
+use super::footprint::Footprint;
 use super::tls::{TlsConnector, TlsError, TlsOptions};
 
 /// The port where a Redis listens when the URL names none.
@@ -46,6 +47,8 @@ pub struct Endpoint {
     pub password: Option<String>,
     /// The database number that holds the sessions (`/N` in the URL), 0 where none is named.
     pub db: u32,
+    /// What this process has there; shared by clones.
+    pub footprint: Footprint,
 }
 
 /// Why an endpoint URL is refused. No variant carries the URL, since it may hold a password.
@@ -171,6 +174,7 @@ fn parse_tcp(rest: &str, tls: bool) -> Result<Endpoint, EndpointError> {
         username,
         password,
         db,
+        footprint: Footprint::default(),
     })
 }
 
@@ -237,6 +241,7 @@ fn parse_unix(rest: &str) -> Result<Endpoint, EndpointError> {
         username,
         password,
         db: query.unwrap_or(0),
+        footprint: Footprint::default(),
     })
 }
 

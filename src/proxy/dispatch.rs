@@ -7,6 +7,7 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 
+use super::census::counts_clients;
 use super::downstream::Downstream;
 use super::identity::Protocol;
 use super::pin::Transaction;
@@ -302,10 +303,10 @@ impl Downstream {
         let mut entry = self.client.entry(command, frame.len());
         entry.repeatable |= matches!(kind, Kind::Change(_)) || (write.is_some() && is_absolute(command));
         entry.write = write;
-        entry.kind = if matches!(kind, Kind::Plain) && may_change(command, frame) {
-            Kind::ChangesRights
-        } else {
-            kind
+        entry.kind = match kind {
+            Kind::Plain if may_change(command, frame) => Kind::ChangesRights,
+            Kind::Plain if counts_clients(command) => Kind::Census,
+            kind => kind,
         };
         self.client.worker.stats.forwarded(command);
         upstream.send(frame, entry);

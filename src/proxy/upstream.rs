@@ -19,19 +19,19 @@ use std::time::{Duration, Instant};
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::time::sleep;
 
+use super::census::Census;
 use super::client::Client;
 use super::identity::{Identity, Labels};
 use super::pin::{Message, StateChange, selected};
 use super::stats::Trouble;
 use super::worker::Worker;
 use crate::net::Backoff;
-use crate::net::stream::{ReadHalf, WriteHalf};
 use crate::net::tls::explain;
 use crate::resp::ReplyScanner;
 use crate::status::Authority;
 use in_flight::Queue;
 pub(super) use in_flight::{InFlight, Kind, SessionWrite};
-use opening::{LOADING, Refusal, has_too_many_clients, is_denial, is_passing, is_there};
+use opening::{LOADING, Refusal, Standing, has_too_many_clients, is_denial, is_passing, is_there};
 
 const RECONNECT_FIRST: Duration = Duration::from_millis(10);
 const RECONNECT_CAP: Duration = Duration::from_millis(250);
@@ -188,7 +188,7 @@ impl Upstream {
         while !self.closed.get() {
             let endpoint = self.worker.shared.servers.endpoint(self.authority).clone();
             match self.attempt(&endpoint).await {
-                Ok(Ok((mut reader, mut writer, mut rest))) => {
+                Ok(Ok(mut standing)) => {
                     backoff.reset();
                     reasons.clear();
                     self.loading.set(false);
@@ -197,7 +197,8 @@ impl Upstream {
                     self.connected.set(true);
                     self.away.set(None);
                     let mut scanner = ReplyScanner::default();
-                    let end = poll_fn(|cx| self.poll_io(cx, &mut reader, &mut writer, &mut scanner, &mut rest)).await;
+                    let end = poll_fn(|cx| self.poll_io(cx, &mut standing, &mut scanner)).await;
+                    drop(standing);
                     self.connected.set(false);
                     self.away.set(Some(Instant::now()));
                     if self.closed.get() {
@@ -309,11 +310,15 @@ impl Upstream {
     fn poll_io(
         self: &Rc<Self>,
         cx: &mut Context<'_>,
-        reader: &mut ReadHalf,
-        writer: &mut WriteHalf,
+        standing: &mut Standing,
         scanner: &mut ReplyScanner,
-        buffer: &mut BytesMut,
     ) -> Poll<String> {
+        let Standing {
+            reader,
+            writer,
+            rest: buffer,
+            ..
+        } = standing;
         if self.closed.get() {
             return Poll::Ready("closed".into());
         }
@@ -516,6 +521,10 @@ impl Upstream {
         self.worker.stats.answered(entry.command, error, entry.queued);
         match entry.kind {
             Kind::Instead(bytes) => client.reply(bytes),
+            Kind::Census => match self.census().rewrite(reply) {
+                Some(rewritten) => client.reply(&rewritten),
+                None => client.reply(reply),
+            },
             Kind::Selects(selects) => {
                 client.reply(reply);
                 if let Some(db) = selected(reply, &selects) {
@@ -553,6 +562,13 @@ impl Upstream {
             _ => client.reply(reply),
         }
         client.answered();
+    }
+
+    /// What stands in for the proxy's own connections to this server.
+    fn census(&self) -> Census {
+        let shared = &self.worker.shared;
+        let own = &shared.servers.endpoint(self.authority).footprint;
+        Census::new(own, self.worker.clients_of_all())
     }
 
     fn close_owner(&self) {

@@ -214,6 +214,12 @@ impl Worker {
         worker.journal.borrow_mut().finish();
     }
 
+    /// Clients that are connected, whichever worker serves them.
+    pub(super) fn clients_of_all(&self) -> usize {
+        let counts = self.peers.iter().map(|peer| peer.stats.clients.load(Relaxed));
+        counts.sum::<u64>() as usize
+    }
+
     /// Lets clients go to another worker.
     fn shed(&self, to: usize, share: f64) {
         let clients = self.clients.borrow();

@@ -29,6 +29,8 @@ pub(in crate::proxy) enum Kind {
     Selects(Vec<(usize, u32)>),
     /// May change who may do what.
     ChangesRights,
+    /// The reply counts the server's clients.
+    Census,
     /// When this is answered, the client's connection ends.
     Quit,
     /// When this is answered, the client is as if it had just connected.

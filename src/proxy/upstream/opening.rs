@@ -12,8 +12,8 @@ use tokio::time::timeout;
 
 use super::super::identity::{Order, handshake};
 use super::Upstream;
-use crate::net::Endpoint;
 use crate::net::stream::{ReadHalf, WriteHalf, connect};
+use crate::net::{Endpoint, Presence};
 use crate::resp::ReplyScanner;
 use crate::resp::request::encode;
 
@@ -26,6 +26,16 @@ pub(super) const LOADING: &[u8] = b"-LOADING";
 /// What a Redis says to a connection too many.
 const TOO_MANY_CLIENTS: &[u8] = b"-ERR max number of clients";
 
+/// A connection that stands.
+#[derive(Debug)]
+pub(super) struct Standing {
+    pub(super) reader: ReadHalf,
+    pub(super) writer: WriteHalf,
+    /// What has been read behind the handshake's replies.
+    pub(super) rest: BytesMut,
+    pub(super) _presence: Presence,
+}
+
 /// Why no connection came to stand.
 #[derive(Debug)]
 pub(super) enum Refusal {
@@ -37,10 +47,7 @@ pub(super) enum Refusal {
 impl Upstream {
     /// One attempt, within the time that is configured. Those who wait are not bound to it: they get their answer when
     /// their own time is over.
-    pub(super) async fn attempt(
-        self: &Rc<Self>,
-        endpoint: &Endpoint,
-    ) -> Result<Result<(ReadHalf, WriteHalf, BytesMut), Refusal>, Elapsed> {
+    pub(super) async fn attempt(self: &Rc<Self>, endpoint: &Endpoint) -> Result<Result<Standing, Refusal>, Elapsed> {
         let attempt = timeout(endpoint.connect_timeout, self.establish(endpoint));
         tokio::pin!(attempt);
         loop {
@@ -85,7 +92,8 @@ impl Upstream {
     }
 
     /// Connects and brings the connection to the identity that it stands for.
-    async fn establish(&self, endpoint: &Endpoint) -> Result<(ReadHalf, WriteHalf, BytesMut), Refusal> {
+    async fn establish(&self, endpoint: &Endpoint) -> Result<Standing, Refusal> {
+        let presence = endpoint.footprint.connection();
         let (mut reader, mut writer) = connect(endpoint).await.map_err(Refusal::Io)?;
         let mut hello = Vec::new();
         let credentials = self
@@ -148,7 +156,12 @@ impl Upstream {
                 }
             }
         }
-        Ok((reader, writer, buffer))
+        Ok(Standing {
+            reader,
+            writer,
+            rest: buffer,
+            _presence: presence,
+        })
     }
 }
 
@@ -156,6 +169,7 @@ impl Upstream {
 /// behalf of a process that is ending.
 pub(super) async fn is_there(endpoint: &Endpoint) -> bool {
     let answer = async {
+        let _presence = endpoint.footprint.connection();
         let (mut reader, mut writer) = connect(endpoint).await?;
         let mut ping = Vec::new();
         encode(&[b"PING"], &mut ping);

@@ -16,6 +16,7 @@ use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
 use super::error::{Fault, StoreErrorKind};
+use crate::net::Presence;
 use crate::net::endpoint::{Address, Endpoint};
 
 /// For the replies to one pipeline. redis-py's default under Django, so that neither side gives up first for no reason.
@@ -83,6 +84,7 @@ impl Link {
     }
 
     async fn connect(endpoint: &Endpoint) -> Result<Link, Fault> {
+        let presence = endpoint.footprint.connection();
         let mut link = match &endpoint.address {
             Address::Tcp { host, port } => {
                 let stream = TcpStream::connect((host.as_str(), *port))
@@ -91,16 +93,16 @@ impl Link {
                 let options = stream.set_nodelay(true).and_then(|()| stream.set_zero_linger());
                 options.map_err(|e| Fault::connecting(&e))?;
                 match endpoint.connector().map_err(|e| Fault::connecting(&e))? {
-                    None => Self::over(stream).await?,
+                    None => Self::over(stream, presence).await?,
                     Some(tls) => {
                         let greeting = async { greet(tls.connect(stream).await?).await };
-                        Self::over(greeting.await.map_err(|e| Fault::connecting(&e))?).await?
+                        Self::over(greeting.await.map_err(|e| Fault::connecting(&e))?, presence).await?
                     }
                 }
             }
             Address::Unix(path) => {
                 let stream = UnixStream::connect(path).await.map_err(|e| Fault::connecting(&e))?;
-                Self::over(stream).await?
+                Self::over(stream, presence).await?
             }
         };
         match link.set_up(endpoint).await {
@@ -114,7 +116,7 @@ impl Link {
     }
 
     /// Any stream will do, TLS included.
-    async fn over<S>(stream: S) -> Result<Link, Fault>
+    async fn over<S>(stream: S, presence: Presence) -> Result<Link, Fault>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -123,7 +125,11 @@ impl Link {
         let config = AsyncConnectionConfig::new().set_response_timeout(Some(RESPONSE_TIMEOUT));
         let made = MultiplexedConnection::new_with_config(&info, stream, config).await;
         let (connection, driver) = made.map_err(|error| Fault::transport(&error))?;
-        let driver = tokio::spawn(driver).abort_handle();
+        let driver = tokio::spawn(async move {
+            let _presence = presence;
+            driver.await;
+        });
+        let driver = driver.abort_handle();
         let identity = Identity {
             run_id: None,
             client_id: None,
