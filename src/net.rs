@@ -1,4 +1,4 @@
-//! Sockets: endpoints, connecting, TLS, back-off.
+//! Sockets: endpoints, connecting, TLS, back-off, and what is connected.
 
 pub mod backoff;
 pub mod endpoint;

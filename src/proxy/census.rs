@@ -12,7 +12,7 @@ pub(super) fn counts_clients(command: CommandId) -> bool {
 #[derive(Debug)]
 pub(super) struct Census {
     /// Name of the field, what the proxy has of it, and what its clients have instead.
-    fields: [(&'static [u8], usize, usize); 3],
+    fields: [(&'static str, usize, usize); 3],
 }
 
 impl Census {
@@ -20,9 +20,9 @@ impl Census {
     pub(super) fn new(own: &Footprint, clients: usize) -> Self {
         Census {
             fields: [
-                (b"connected_clients", own.connections(), clients),
-                (b"tracking_clients", own.trackers(), 0),
-                (b"tracking_total_prefixes", own.prefixes(), 0),
+                ("connected_clients", own.connections(), clients),
+                ("tracking_clients", own.trackers(), 0),
+                ("tracking_total_prefixes", own.prefixes(), 0),
             ],
         }
     }
@@ -37,10 +37,8 @@ impl Census {
         let mut changed = false;
         for line in text.split_inclusive(|&byte| byte == b'\n') {
             match self.rewrite_line(line) {
-                Some(number) => {
-                    let name = line.split(|&byte| byte == b':').next()?;
-                    rewritten.extend_from_slice(name);
-                    rewritten.extend_from_slice(format!(":{number}\r\n").as_bytes());
+                Some(other) => {
+                    rewritten.extend_from_slice(other.as_bytes());
                     changed = true;
                 }
                 None => rewritten.extend_from_slice(line),
@@ -52,14 +50,11 @@ impl Census {
         changed.then_some(out)
     }
 
-    fn rewrite_line(&self, line: &[u8]) -> Option<usize> {
-        let colon = memchr::memchr(b':', line)?;
-        let (_, own, others) = self.fields.iter().find(|(name, _, _)| *name == &line[..colon])?;
-        let number: usize = std::str::from_utf8(line[colon + 1..].strip_suffix(b"\r\n")?)
-            .ok()?
-            .parse()
-            .ok()?;
-        Some(number.saturating_sub(*own) + others)
+    fn rewrite_line(&self, line: &[u8]) -> Option<String> {
+        let (name, number) = std::str::from_utf8(line).ok()?.strip_suffix("\r\n")?.split_once(':')?;
+        let (_, own, others) = self.fields.iter().find(|(field, _, _)| *field == name)?;
+        let others = number.parse::<usize>().ok()?.saturating_sub(*own) + others;
+        Some(format!("{name}:{others}\r\n"))
     }
 }
 
