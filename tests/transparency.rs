@@ -8,7 +8,8 @@ mod support;
 
 use std::{
     io::{Read, Write},
-    net::{Shutdown, TcpStream},
+    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
+    sync::{Arc, Mutex},
     thread::{scope, sleep},
     time::{Duration, Instant},
 };
@@ -235,6 +236,55 @@ fn a_subscription_is_not_overtaken() {
             sleep(Duration::from_millis(100));
         }
     }
+}
+
+// ---------------------------------------------------------------------------------------------- shared
+
+/// What one server lets pass, another ends the connection for, and others are on it.
+#[test]
+fn what_a_shared_connection_carries_is_well_formed() {
+    let (behind, target) = (RedisServer::start(&[]), RedisServer::start(&[]));
+    let passed = Arc::new(Mutex::new(Vec::new()));
+    let proxy = Proxy::start(ProxyOptions {
+        source: format!("redis://{}", recorder(behind.address(), passed.clone())),
+        ..ProxyOptions::between(&behind, &target)
+    });
+    let mut client = Raw::connect(&proxy.address());
+    client.send(b"*2\r\n$4\r\nECHOxy$5\r\nhelloxy*2\rx$4\ryECHO\r\n$5\rzthere\r\n");
+    assert_eq!(client.frames(2), [b"$5\r\nhello\r\n", b"$5\r\nthere\r\n"]);
+    let passed = passed.lock().unwrap();
+    for word in ["hello", "there"] {
+        let frame = command(&["ECHO", word]);
+        assert!(memchr::memmem::find(&passed, &frame).is_some(), "{}", shown(&passed));
+    }
+}
+
+/// A relay that keeps what went to the server.
+fn recorder(upstream: String, passed: Arc<Mutex<Vec<u8>>>) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for client in listener.incoming() {
+            let (mut client, mut server) = (client.unwrap(), TcpStream::connect(&upstream).unwrap());
+            let (mut from_server, mut to_client) = (server.try_clone().unwrap(), client.try_clone().unwrap());
+            std::thread::spawn(move || {
+                let _ = std::io::copy(&mut from_server, &mut to_client);
+                let _ = to_client.shutdown(Shutdown::Both);
+            });
+            let passed = passed.clone();
+            std::thread::spawn(move || {
+                let mut chunk = [0; 65_536];
+                while let Ok(length @ 1..) = client.read(&mut chunk) {
+                    passed.lock().unwrap().extend_from_slice(&chunk[..length]);
+                    if server.write_all(&chunk[..length]).is_err() {
+                        return;
+                    }
+                }
+                let _ = server.shutdown(Shutdown::Both);
+            });
+        }
+    });
+    address
 }
 
 // ---------------------------------------------------------------------------------------------- counted

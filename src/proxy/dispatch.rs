@@ -55,19 +55,16 @@ impl Downstream {
         if worker.held.get() {
             return Dispatch::Held;
         }
-        let multibulk = frame[0] == b'*';
-        let command = if multibulk {
-            CommandId::lookup(&frame[request.name.clone()])
-        } else {
-            // A person at a keyboard: the words are encoded the way every client does.
+        if frame[0] != b'*' {
+            // A person at a keyboard.
             let words = inline::split(&frame[..frame.len() - 1]).unwrap_or_default();
-            let mut encoded = Vec::new();
-            encode(&words, &mut encoded);
-            let Ok(Some(request)) = RequestScanner::default().scan(&encoded) else {
-                return Dispatch::Done;
-            };
-            return self.dispatch(&encoded, &request);
-        };
+            return self.dispatch_encoded(&words);
+        }
+        if request.is_odd {
+            // One server does not look there, another ends the connection, which is not this client's alone.
+            return self.dispatch_encoded(&Args::new(frame).collect::<Vec<_>>());
+        }
+        let command = CommandId::lookup(&frame[request.name.clone()]);
         if let Some(renamed) = worker.shared.names.rename(frame)
             && let Ok(Some(request)) = RequestScanner::default().scan(&renamed)
         {
@@ -220,6 +217,16 @@ impl Downstream {
         let pin = self.client.pin.borrow();
         let full = |upstream: &Upstream| upstream.backlog() > MAX_BACKLOG;
         self.client.in_flight.get() >= MAX_OWN_IN_FLIGHT || pin.as_ref().is_some_and(|pin| full(&pin.upstream))
+    }
+
+    /// The words as every client encodes them.
+    fn dispatch_encoded<A: AsRef<[u8]>>(&mut self, words: &[A]) -> Dispatch {
+        let mut encoded = Vec::new();
+        encode(words, &mut encoded);
+        match RequestScanner::default().scan(&encoded) {
+            Ok(Some(request)) => self.dispatch(&encoded, &request),
+            _ => Dispatch::Done,
+        }
     }
 
     /// Whether the open transaction may end the server's answering.

@@ -16,6 +16,9 @@ pub struct Request {
     pub name: Range<usize>,
     /// The first argument behind the name, which most often is the key; empty where there is none, or inline.
     pub first: Range<usize>,
+    /// Something other than CR LF stands where a line or an argument ends. Redis looks at the CR of a line alone, and at
+    /// nothing behind an argument; Valkey 9.1 ends the connection.
+    pub is_odd: bool,
 }
 
 /// Where the scan of the request at the start of the buffer stands.
@@ -28,6 +31,7 @@ pub struct RequestScanner {
     name: Range<usize>,
     first: Range<usize>,
     in_multibulk: bool,
+    is_odd: bool,
     /// The narrow limits apply: a password is asked for, and the client has given none.
     pub unauthenticated: bool,
 }
@@ -60,8 +64,10 @@ impl RequestScanner {
                     argc: 0,
                     name: 0..0,
                     first: 0..0,
+                    is_odd: false,
                 }));
             }
+            self.is_odd = buffer[next - 1] != b'\n';
             self.in_multibulk = true;
             self.argc = count as usize;
             self.args_left = count as usize;
@@ -99,6 +105,7 @@ impl RequestScanner {
                 self.first = start..start + len;
             }
             self.pos = start + len + 2;
+            self.is_odd |= buffer[start - 1] != b'\n' || buffer[self.pos - 2..self.pos] != *b"\r\n";
             self.args_left -= 1;
         }
         let request = Request {
@@ -106,6 +113,7 @@ impl RequestScanner {
             argc: self.argc,
             name: self.name.clone(),
             first: self.first.clone(),
+            is_odd: self.is_odd,
         };
         *self = Self {
             unauthenticated: self.unauthenticated,
@@ -167,6 +175,7 @@ fn scan_inline(buffer: &[u8]) -> Result<Option<Request>, ProtocolError> {
         argc,
         name: 0..0,
         first: 0..0,
+        is_odd: false,
     }))
 }
 
@@ -309,6 +318,7 @@ mod tests {
         ] {
             let request = RequestScanner::default().scan(frame).unwrap().unwrap();
             assert_eq!((request.len, &frame[request.name]), (frame.len(), &b"PING"[..]));
+            assert_eq!(request.is_odd, !frame.ends_with(b"$4\r\nPING\r\n"), "{frame:?}");
             assert_eq!(Args::new(frame).collect::<Vec<_>>(), [b"PING"]);
         }
     }
