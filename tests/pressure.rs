@@ -266,6 +266,22 @@ impl Drop for Over<'_> {
     }
 }
 
+/// A small plan of a hosted Redis allows twenty connections in all.
+#[test]
+fn workers_without_clients_hold_one_connection_each() {
+    let served = served(&[], &["--workers", "8"]);
+    let count = || served.source.ask::<String>(&["CLIENT", "LIST"]).lines().count();
+    // Five for the first worker, one for each of the others, two for what watches, and the one that asks.
+    const IDLE: usize = 5 + 7 + 2 + 1;
+    eventually("the connections stand", Duration::from_secs(5), || count() == IDLE);
+    let mut clients: Vec<Raw> = (0..20).map(|_| Raw::connect(&served.proxy.address())).collect();
+    clients
+        .iter_mut()
+        .for_each(|client| assert_eq!(client.ask(&["PING"]), b"+PONG\r\n"));
+    sleep(Duration::from_secs(2));
+    assert_eq!(count(), IDLE);
+}
+
 #[test]
 fn clients_change_their_worker_unnoticed() {
     let served = served(&[], &["--workers", "2", "--log", "info,sessionferry::proxy=debug"]);

@@ -295,7 +295,11 @@ impl Worker {
         let client = Client::new(self, id, writer, identity, labels);
         *client.library.borrow_mut() = library;
         client.admitted.set(client.admitted.get() || admitted);
+        let first = self.clients.borrow().is_empty();
         self.clients.borrow_mut().insert(id, client.clone());
+        if first {
+            self.open_all_spares();
+        }
         tokio::task::spawn_local(Downstream::new(client, reader, input).run());
     }
 

@@ -40,12 +40,26 @@ impl Worker {
         upstream
     }
 
-    /// Connections that stand before a client needs one of its own.
-    pub(super) fn open_spares(self: &Rc<Self>, identity: &Identity) {
-        for _ in 0..SPARES {
+    pub(super) fn open_all_spares(self: &Rc<Self>) {
+        let identities: Vec<Identity> = self.upstreams.borrow().keys().cloned().collect();
+        identities.iter().for_each(|identity| self.open_spares(identity));
+    }
+
+    /// Connections that stand before a client needs one of its own. A worker that has no clients gets none meanwhile, but
+    /// for the first, where the next client goes: a small plan of a hosted Redis allows twenty connections in all.
+    fn open_spares(self: &Rc<Self>, identity: &Identity) {
+        let kind = (identity.clone(), Labels::default());
+        let standing = self.kept.borrow().get(&kind).map_or(0, |kept| kept.idle.len());
+        for _ in standing..self.spares() {
             let labels = Some(Labels::default());
             self.keep(Upstream::open(self, self.authority.get(), identity.clone(), labels));
         }
+    }
+
+    /// How many of them there should be, of each kind.
+    fn spares(&self) -> usize {
+        let needed = self.index == 0 || !self.clients.borrow().is_empty();
+        if needed { SPARES } else { 0 }
     }
 
     /// The shared connection of this identity, if it stands: the proof that the identity is good.
@@ -117,7 +131,7 @@ impl Worker {
         let mut wanted = Vec::new();
         for (kind, kept) in self.kept.borrow_mut().iter_mut().filter(|(kind, _)| standing(kind)) {
             kept.idle.retain(|upstream| !upstream.is_closed());
-            wanted.extend((kept.idle.len()..SPARES).map(|_| kind.clone()));
+            wanted.extend((kept.idle.len()..self.spares()).map(|_| kind.clone()));
         }
         for (identity, labels) in wanted.into_iter().filter(|(_, labels)| labels.name.is_none()) {
             self.keep(Upstream::open(self, self.authority.get(), identity, Some(labels)));
@@ -129,7 +143,11 @@ impl Worker {
         let shared = self.upstreams.borrow();
         self.kept.borrow_mut().retain(|(identity, _), kept| {
             kept.idle.retain(|upstream| !upstream.is_closed());
-            let spares = if shared.contains_key(identity) { SPARES } else { 0 };
+            let spares = if shared.contains_key(identity) {
+                self.spares()
+            } else {
+                0
+            };
             let unused = kept.fewest.min(kept.idle.len()).saturating_sub(spares);
             kept.idle.drain(..unused).for_each(|upstream| upstream.close());
             kept.fewest = kept.idle.len();

@@ -147,8 +147,7 @@ impl Worker {
             for client in clients {
                 client.move_to(authority);
             }
-            let identities: Vec<Identity> = self.upstreams.borrow().keys().cloned().collect();
-            identities.iter().for_each(|identity| self.open_spares(identity));
+            self.open_all_spares();
         } else {
             self.prepared.take().values().for_each(|upstream| upstream.close());
             self.all_upstreams().iter().for_each(|upstream| upstream.land(upstream));
