@@ -362,15 +362,14 @@ impl Client {
         }
     }
 
-    /// As if it had just connected.
+    /// As if it had just connected, but for its library, which stays what it is.
     pub(super) fn reset(&self) {
         if let Some(pin) = self.pin.borrow_mut().take() {
             pin.upstream.own(None);
             pin.upstream.close();
         }
         *self.identity.borrow_mut() = Identity::nobody(self.worker.shared.rights.changes());
-        *self.labels.borrow_mut() = Labels::default();
-        *self.library.borrow_mut() = Library::default();
+        self.labels.borrow_mut().name = None;
         *self.route.borrow_mut() = None;
         self.admitted.set(self.worker.shared.access.is_open());
     }
