@@ -66,10 +66,11 @@ fn draw(pair: &mut Pair, seed: u64, time: Duration) -> Result<u64, Found> {
     let (described, list) = pair.commands();
     let commands = docs::read(&described, &list);
     assert!(commands.len() > 300, "only {} commands", commands.len());
+    let mute = pair.is_mute();
     let began = Instant::now();
     let mut number = seed;
     while began.elapsed() < time {
-        let steps = Generator::new(&commands, number).sequence();
+        let steps = Generator::new(&commands, number, mute).sequence();
         if let Err(difference) = pair.play(&steps) {
             return Err(report(pair, number, steps, &difference));
         }
@@ -114,6 +115,13 @@ fn whatever_is_drawn_gets_the_same_bytes() {
         return;
     }
     hunt(Pair::start, time("SESSIONFERRY_DIFFERENTIAL_SECONDS", 40));
+}
+
+#[test]
+fn whatever_is_drawn_gets_the_same_bytes_of_valkey() {
+    if support::Software::Valkey.is_here() {
+        hunt(Pair::valkey, time("SESSIONFERRY_DIFFERENTIAL_VALKEY_SECONDS", 20));
+    }
 }
 
 #[test]
@@ -178,7 +186,17 @@ fn wrong_relay(upstream: String) -> String {
 
 #[test]
 fn kept_sequences_get_the_same_bytes() {
-    let mut pair = Pair::start();
+    play_kept(Pair::start());
+}
+
+#[test]
+fn kept_sequences_get_the_same_bytes_of_valkey() {
+    if support::Software::Valkey.is_here() {
+        play_kept(Pair::valkey());
+    }
+}
+
+fn play_kept(mut pair: Pair) {
     let mut played = 0;
     let mut failures = Vec::new();
     for part in include_str!("differential/kept.txt").split("\n== ").skip(1) {

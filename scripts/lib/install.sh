@@ -1,6 +1,7 @@
 # Installs what the demo and the tests need and a machine lacks. Source it: `. scripts/lib/install.sh`.
 #
 # need_redis, need_postgres, need_mariadb, need_chromium   a server's programs, a browser's, from the distribution, its service not started
+# need_valkey DIR                           valkey-server on the path, or unpacked into DIR where the distribution has it in a later release only
 # need_venv DIR PACKAGES...                 a Python virtual environment with these packages
 # postgres_bin                              prints the folder of the newest PostgreSQL's programs
 #
@@ -45,6 +46,28 @@ _install_has() {
 }
 
 need_redis() { _install_has redis-server || _install_packages redis-server; }
+
+# Debian 12 has it in its backports. The package is unpacked and not installed, and its lists are its own: what the machine
+# gets from where is not this script's to change. The libraries that it needs are those of redis-server.
+need_valkey() {
+  local dir=$1 release apt
+  if _install_has valkey-server || [ -x "$dir/usr/bin/valkey-server" ]; then return 0; fi
+  release=$(. /etc/os-release 2>/dev/null && printf '%s' "${VERSION_CODENAME:-}")
+  if [ "$release" != bookworm ]; then _install_packages valkey-server; return; fi
+  _install_say "unpacking valkey-server ..."
+  (
+    mkdir -p "$dir/apt/lists/partial" "$dir/apt/archives/partial" && cd "$dir/apt" || exit
+    here=$PWD
+    trap 'rm -rf "$here"' EXIT
+    printf 'deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian %s-backports main\n' "$release" >sources.list
+    apt="apt-get -qq -o Dir::Etc::sourcelist=$here/sources.list -o Dir::Etc::sourceparts=- -o Dir::State::lists=$here/lists
+      -o Dir::Cache=$here -o APT::Sandbox::User=root"
+    # shellcheck disable=SC2086 # the words of $apt are meant to be split
+    { $apt update && $apt download valkey-server valkey-tools; } </dev/null >&2 || exit
+    for package in *.deb; do dpkg-deb -x "$package" .. || exit; done
+    ../usr/bin/valkey-server --version >/dev/null
+  )
+}
 
 postgres_bin() {
   local bin newest=

@@ -44,7 +44,7 @@ const MASKS: &[Mask] = &[
     mask("client list", "the proxy's connections stand where the clients' would", any_length),
     mask("client info", "numbers, addresses, ages and buffer sizes of a connection", client_info),
     mask("hello", "the connection's number", hello),
-    mask("slowlog get", "times and addresses", any_length),
+    mask("slowlog get,commandlog get", "times and addresses", any_length),
     mask("acl log", "times and addresses", acl_log),
     mask("latency", "times", any_length),
     mask("debug object", "an address", any_length),
@@ -282,6 +282,8 @@ fn stream_ids(value: Value) -> Value {
 
 /// What a client is told of itself, but for where and how large it is.
 fn client_info(value: Value) -> Value {
+    // Valkey keeps what MULTI needed, and says 0 for none.
+    const NONE_QUEUED: (&str, &str) = ("multi=0", "multi=-1");
     const OWN: &[&str] = &[
         "id",
         "addr",
@@ -299,6 +301,10 @@ fn client_info(value: Value) -> Value {
         "oll",
         "omem",
         "tot-mem",
+        "tot-net-in",
+        "tot-net-out",
+        "tot-cmds",
+        "io-thread",
         "events",
         "redir",
     ];
@@ -307,6 +313,7 @@ fn client_info(value: Value) -> Value {
             let text = String::from_utf8_lossy(&text).replacen("txt:", "txt: ", 1);
             let kept: Vec<&str> = text
                 .split(' ')
+                .map(|field| if field == NONE_QUEUED.0 { NONE_QUEUED.1 } else { field })
                 .filter(|field| !OWN.contains(&field.split('=').next().unwrap_or_default()))
                 .collect();
             Value::Bulk(kind, Some(kept.join(" ").into_bytes()))

@@ -10,7 +10,7 @@ use std::{
 use super::{
     masks::Masks,
     step::{Action, Cut, Step, Then, Words, line},
-    support::{Proxy, ProxyOptions, Raw, RedisServer, resp::shown},
+    support::{Proxy, ProxyOptions, Raw, RedisServer, Software, resp::shown},
     value,
 };
 
@@ -203,12 +203,20 @@ impl Pair {
         Pair::start_with(Proxied::Yes)
     }
 
+    pub fn valkey() -> Pair {
+        Pair::start_as(Software::Valkey, Proxied::Yes)
+    }
+
     pub fn start_with(proxied: Proxied) -> Pair {
+        Pair::start_as(Software::Redis, proxied)
+    }
+
+    fn start_as(software: Software, proxied: Proxied) -> Pair {
         let args = ["--enable-debug-command", "local", "--slowlog-log-slower-than", "-1"];
         let (direct, behind, target) = (
-            RedisServer::start(&args),
-            RedisServer::start(&args),
-            RedisServer::start(&[]),
+            RedisServer::start_as(software, &args),
+            RedisServer::start_as(software, &args),
+            RedisServer::start_as(software, &[]),
         );
         let proxy = matches!(proxied, Proxied::Yes).then(|| Proxy::start(ProxyOptions::between(&behind, &target)));
         let instead = match proxied {
@@ -245,6 +253,18 @@ impl Pair {
     pub fn commands(&mut self) -> (Vec<u8>, Vec<u8>) {
         let control = &mut self.control[0];
         (control.ask(&["COMMAND", "DOCS"]), control.ask(&["COMMAND", "LIST"]))
+    }
+
+    /// Whether the server says nothing when AUTH fails behind a command whose reply is not yet written.
+    pub fn is_mute(&mut self) -> bool {
+        let control = &mut self.control[0];
+        control.send(b"PING\r\nAUTH nobody wrong\r\nECHO last\r\n");
+        let second = control.frames(2).remove(1);
+        let mute = !second.starts_with(b"-");
+        if !mute {
+            control.frame();
+        }
+        mute
     }
 
     /// Both servers as they were at first.

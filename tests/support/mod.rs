@@ -31,7 +31,7 @@ pub use self::{
     port::Port,
     postgres::Postgres,
     proxy::{Proxy, ProxyOptions},
-    redis_server::RedisServer,
+    redis_server::{RedisServer, Software},
     resp::{Raw, command},
     site::{DatabaseKind, Site},
 };

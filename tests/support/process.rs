@@ -117,13 +117,19 @@ pub fn is_root() -> bool {
 
 /// A program of that name on the path or where Debian keeps servers.
 pub fn program(names: &[&str]) -> PathBuf {
+    find(names).unwrap_or_else(|| panic!("none of {names:?} is installed; scripts/test installs it"))
+}
+
+/// The first of these programs that there is.
+pub fn find(names: &[&str]) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let places: Vec<PathBuf> = std::env::split_paths(&path)
         .chain(["/usr/sbin".into(), "/usr/local/sbin".into()])
+        // What the distribution has in a later release only.
+        .chain([Path::new(env!("CARGO_MANIFEST_DIR")).join("target/valkey/usr/bin")])
         .collect();
     names
         .iter()
         .flat_map(|name| places.iter().map(move |place| place.join(name)))
         .find(|candidate| candidate.is_file())
-        .unwrap_or_else(|| panic!("none of {names:?} is installed; scripts/test installs it"))
 }

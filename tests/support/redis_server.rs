@@ -1,4 +1,4 @@
-//! A Redis server.
+//! A Redis server, or a Valkey one.
 
 use std::{path::PathBuf, process::Command, time::Duration};
 
@@ -6,7 +6,34 @@ use tempfile::TempDir;
 
 use super::{eventually, port::Port, process};
 
+/// Which server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Software {
+    Redis,
+    Valkey,
+}
+
+impl Software {
+    /// The name of its program.
+    pub fn program(self) -> &'static str {
+        match self {
+            Software::Redis => "redis-server",
+            Software::Valkey => "valkey-server",
+        }
+    }
+
+    /// Where it is missing, a test says so and is over.
+    pub fn is_here(self) -> bool {
+        let here = process::find(&[self.program()]).is_some();
+        if !here {
+            println!("skipped: no {} here", self.program());
+        }
+        here
+    }
+}
+
 pub struct RedisServer {
+    software: Software,
     port: Port,
     dir: TempDir,
     args: Vec<String>,
@@ -17,11 +44,16 @@ pub struct RedisServer {
 impl RedisServer {
     /// A server with these further arguments (`--requirepass x`, `--maxmemory 1mb`); nothing is kept on disk.
     pub fn start(args: &[&str]) -> RedisServer {
+        RedisServer::start_as(Software::Redis, args)
+    }
+
+    pub fn start_as(software: Software, args: &[&str]) -> RedisServer {
         let password = args
             .iter()
             .position(|arg| *arg == "--requirepass")
             .map(|at| args[at + 1].to_owned());
         let mut server = RedisServer {
+            software,
             port: Port::free(),
             dir: tempfile::tempdir().unwrap(),
             args: args.iter().map(ToString::to_string).collect(),
@@ -42,7 +74,7 @@ impl RedisServer {
     pub fn restart(&mut self) {
         let log = self.spawn();
         eventually(
-            &format!("redis-server answers: {}", process::tail(&log, 5)),
+            &format!("{} answers: {}", self.software.program(), process::tail(&log, 5)),
             Duration::from_secs(10),
             || self.client().get_connection().is_ok(),
         );
@@ -52,7 +84,7 @@ impl RedisServer {
     pub fn restart_loading(&mut self, args: &[&str]) {
         self.args.extend(args.iter().map(ToString::to_string));
         self.spawn();
-        eventually("redis-server takes connections", Duration::from_secs(10), || {
+        eventually("the server takes connections", Duration::from_secs(10), || {
             std::net::TcpStream::connect(self.address()).is_ok()
         });
     }
@@ -61,7 +93,8 @@ impl RedisServer {
     fn spawn(&mut self) -> PathBuf {
         self.stop();
         let log = self.dir.path().join("log");
-        let mut command = Command::new(process::program(&["redis-server"]));
+        let name = self.software.program();
+        let mut command = Command::new(process::program(&[name]));
         command
             .args([
                 "--port",
@@ -75,7 +108,7 @@ impl RedisServer {
             .arg(self.dir.path())
             .args(["--daemonize", "no", "--databases", "16"])
             .args(&self.args);
-        self.process = Some(process::Process::start("redis-server", &mut command, &log));
+        self.process = Some(process::Process::start(name, &mut command, &log));
         log
     }
 

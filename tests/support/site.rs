@@ -83,8 +83,19 @@ impl Site {
         target: &[&str],
         settings: &[&str],
     ) -> Site {
-        let database = Database::start(kind);
         let (source, target) = (RedisServer::start(source), RedisServer::start(target));
+        Site::between(kind, version, source, target, settings)
+    }
+
+    /// Between these two.
+    pub fn between(
+        kind: DatabaseKind,
+        version: &str,
+        source: RedisServer,
+        target: RedisServer,
+        settings: &[&str],
+    ) -> Site {
+        let database = Database::start(kind);
         let caches = [("source", source.url()), ("target", target.url())];
         let django = Django::start_with(version, &caches, &database.url(), SECRET, settings);
         django.migrate();
