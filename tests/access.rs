@@ -5,7 +5,7 @@
 
 mod support;
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, thread::sleep, time::Duration};
 
 use serde_json::json;
 use sessionferry::status::Authority;
@@ -604,6 +604,41 @@ fn no_password_is_ever_logged() {
     });
     for secret in ["web-pass", "gue55", PASSWORD, "reader-pass", "of the old", "of%20the"] {
         assert!(!door.proxy.log_text().contains(secret), "{secret} was logged");
+    }
+}
+
+/// In a transaction, which changes them with EXEC; and on a connection that nothing is answered on.
+#[test]
+fn users_are_changed_in_other_ways_too() {
+    const CHANGE: &str = "ACL SETUSER default off";
+    const SILENCE: &str = "CLIENT REPLY OFF";
+    for way in [
+        &["MULTI", CHANGE, "EXEC"][..],
+        &["MULTI", SILENCE, CHANGE, "EXEC"],
+        &[SILENCE, "MULTI", CHANGE, "EXEC"],
+        &[SILENCE, CHANGE],
+    ] {
+        let (direct, behind, target) = (
+            RedisServer::start(&[]),
+            RedisServer::start(&[]),
+            RedisServer::start(&[]),
+        );
+        let proxy = Proxy::start(options(behind.url(), target.url(), ""));
+        for address in [direct.address(), proxy.address()] {
+            let newcomer = || Raw::connect(&address).ask(&["GET", "a"]);
+            let (mut admin, mut early) = (Raw::connect(&address), Raw::connect(&address));
+            assert_eq!(early.ask(&["SET", "a", "1"]), OK);
+            for line in way {
+                // Nothing has happened yet.
+                assert_eq!(newcomer(), b"$1\r\n1\r\n", "{address} {way:?} before {line}");
+                let words: Vec<&str> = line.split(' ').collect();
+                admin.send(&command(&words));
+                sleep(Duration::from_millis(200));
+            }
+            let answer = newcomer();
+            assert!(answer.starts_with(b"-NOAUTH"), "{address} {way:?}: {}", shown(&answer));
+            assert_eq!(early.ask(&["GET", "a"]), b"$1\r\n1\r\n", "{address} {way:?}");
+        }
     }
 }
 

@@ -348,6 +348,7 @@ impl Downstream {
         let Some(upstream) = client.pin.borrow().as_ref().map(|pin| pin.upstream.clone()) else {
             return Dispatch::Done;
         };
+        let mut rights = may_change(command, frame);
         let mut writes = Vec::new();
         writes.extend(
             self.session_write(&upstream, command, frame, request)
@@ -357,8 +358,9 @@ impl Downstream {
             match command.entry().connection {
                 Connection::Multi => pin.transaction = Some(Transaction::default()),
                 Connection::Exec => {
-                    let ended = pin.transaction.take().and_then(Transaction::into_write);
-                    if let Some(write) = ended {
+                    let ended = pin.transaction.take();
+                    rights |= ended.as_ref().is_some_and(|ended| ended.outcome.rights);
+                    if let Some(write) = ended.and_then(Transaction::into_write) {
                         client.worker.begin(upstream.id, &write);
                         writes.push(write);
                     }
@@ -367,7 +369,11 @@ impl Downstream {
             }
             if let Some(transaction) = &mut pin.transaction {
                 writes.iter().for_each(|write| transaction.note(write));
+                transaction.outcome.rights |= rights;
             }
+        }
+        if rights {
+            client.worker.note_unanswered_change_of_rights();
         }
         client.worker.stats.forwarded(command);
         upstream.send_silent(frame);
@@ -445,6 +451,7 @@ impl Downstream {
                 _ => None,
             };
             transaction.queue(connection, frame, select);
+            transaction.outcome.rights |= may_change(command, frame);
             planned.iter().for_each(|write| transaction.note(write));
             match connection {
                 Connection::Hello
@@ -503,7 +510,7 @@ impl Downstream {
             return;
         }
         let silences = transaction.silences;
-        let selects = std::mem::take(&mut transaction.selects);
+        let outcome = std::mem::take(&mut transaction.outcome);
         let write = transaction.into_write();
         if let Some(write) = &write {
             client.worker.begin(upstream.id, write);
@@ -514,15 +521,18 @@ impl Downstream {
             }
             client.worker.stats.forwarded(command);
             upstream.send_silent(frame);
+            if outcome.rights {
+                client.worker.note_unanswered_change_of_rights();
+            }
             if let Some(write) = write {
                 client.worker.settle_later(write);
             }
             return;
         }
-        let kind = if selects.is_empty() {
+        let kind = if outcome.selects.is_empty() && !outcome.rights {
             Kind::Plain
         } else {
-            Kind::Selects(selects)
+            Kind::Executes(outcome)
         };
         let mut entry = client.entry(command, frame.len());
         entry.write = write.map(Box::new);

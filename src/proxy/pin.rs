@@ -30,6 +30,15 @@ pub(super) enum StateChange {
     LibVer(Vec<u8>),
 }
 
+/// What EXEC will have changed beside data.
+#[derive(Debug, Default)]
+pub(super) struct Outcome {
+    /// The transaction's SELECTs: which of the queued commands, and the database.
+    pub(super) selects: Vec<(usize, u32)>,
+    /// Who may do what.
+    pub(super) rights: bool,
+}
+
 /// Between MULTI and EXEC.
 #[derive(Debug, Default)]
 pub(super) struct Transaction {
@@ -43,8 +52,7 @@ pub(super) struct Transaction {
     wipes: bool,
     /// It has CLIENT REPLY in it: EXEC may answer a part, or nothing.
     pub(super) silences: bool,
-    /// Its SELECTs: which of the queued commands, and the database.
-    pub(super) selects: Vec<(usize, u32)>,
+    pub(super) outcome: Outcome,
     /// Commands that the server has queued, if it refused none.
     queued: usize,
 }
@@ -61,7 +69,7 @@ impl Transaction {
     pub(super) fn queue(&mut self, connection: Connection, frame: &[u8], select: Option<u32>) {
         self.keep(frame);
         if !matches!(connection, Connection::Multi | Connection::Watch) {
-            self.selects.extend(select.map(|db| (self.queued, db)));
+            self.outcome.selects.extend(select.map(|db| (self.queued, db)));
             self.queued += 1;
         }
     }

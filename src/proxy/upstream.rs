@@ -525,9 +525,13 @@ impl Upstream {
                 Some(rewritten) => client.reply(&rewritten),
                 None => client.reply(reply),
             },
-            Kind::Selects(selects) => {
+            Kind::Executes(outcome) => {
+                // Where it was refused within the array nothing changed, and newcomers have a connection of their own for nothing.
+                if outcome.rights && !error {
+                    self.worker.shared.rights.note_change();
+                }
                 client.reply(reply);
-                if let Some(db) = selected(reply, &selects) {
+                if let Some(db) = selected(reply, &outcome.selects) {
                     client.apply(StateChange::Select(db));
                 }
             }

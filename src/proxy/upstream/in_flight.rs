@@ -7,7 +7,7 @@ use std::time::Instant;
 use bytes::{Buf, BytesMut};
 
 use super::super::client::Client;
-use super::super::pin::StateChange;
+use super::super::pin::{Outcome, StateChange};
 use crate::command::{CommandId, Connection};
 use crate::session::effect::Planned;
 
@@ -25,8 +25,8 @@ pub(in crate::proxy) enum Kind {
     Subscribe(usize),
     /// If the reply is no error, the connection and its client have changed so.
     Change(Box<StateChange>),
-    /// EXEC of a transaction with SELECTs in it: which of its commands, and their databases.
-    Selects(Vec<(usize, u32)>),
+    /// EXEC of a transaction that changes more than data.
+    Executes(Outcome),
     /// May change who may do what.
     ChangesRights,
     /// The reply counts the server's clients.

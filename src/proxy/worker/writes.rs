@@ -103,6 +103,16 @@ impl Worker {
         });
     }
 
+    /// Users are changed on a connection whose replies tell nothing: now, or a little later.
+    pub(in crate::proxy) fn note_unanswered_change_of_rights(self: &Rc<Self>) {
+        self.shared.rights.note_change();
+        let worker = self.clone();
+        tokio::task::spawn_local(async move {
+            sleep(SETTLE_LATER).await;
+            worker.shared.rights.note_change();
+        });
+    }
+
     /// The session keys that a command names.
     pub(in crate::proxy) fn sessions_in(&self, frame: &[u8]) -> Vec<Bytes> {
         let patterns = &self.shared.tee.patterns;
