@@ -174,12 +174,18 @@ impl Tee {
         Reserved::new(self, keys)
     }
 
-    /// Marks a key that something else changed, for good: `record` gets the sequence number for the journal first.
+    /// Marks a key that something else changed, for good: `record` gets the sequence number for the journal.
     pub fn mark_recorded(&self, key: &Bytes, record: impl FnOnce(u64)) {
         self.writes.doubt(key);
+        let mut state = self.ledger.open(key);
+        // Taken with the key locked, so that no search for the oldest unfinished write can miss it in between.
         let seq = self.seq.fetch_add(1, Relaxed);
+        let (key, of_key) = state.pair_mut();
+        for sink in self.sinks() {
+            sink.mark_locked(key, of_key.of_mut(sink.name), seq, Origin::Repair);
+        }
+        self.ledger.close(state);
         record(seq);
-        self.mark_since(key, Origin::Repair, seq);
     }
 
     /// Marks a key that the pending wipe may have touched: its record stays until the key is delivered.
@@ -379,6 +385,14 @@ mod tests {
         tee.settle(&KEY, Some(put("b")));
         assert_eq!(state(&tee), None, "already taken, not yet done");
         assert!(!tee.redis.is_empty());
+    }
+
+    #[test]
+    fn the_watermark_waits_for_what_is_about_to_be_recorded() {
+        let tee = tee();
+        let mut recorded = None;
+        tee.mark_recorded(&KEY, |seq| recorded = Some((seq, tee.low_watermark())));
+        assert_eq!(recorded, Some((tee.head() - 1, tee.head() - 1)));
     }
 
     #[test]

@@ -230,6 +230,11 @@ impl Pending {
         self.insert(key, seq, origin, false)
     }
 
+    /// The same, with the key's lock held.
+    pub(super) fn mark_locked(&self, key: &Bytes, slot: &mut Option<Waiting>, seq: u64, origin: Origin) -> bool {
+        self.is_enabled() && self.put(key, slot, seq, origin, false)
+    }
+
     /// The same for backfill, which reads the key itself and then says what it is, with [`Pending::supply`].
     pub fn hold(&self, key: &Bytes, seq: u64) -> bool {
         self.insert(key, seq, Origin::Backfill, true)
@@ -262,7 +267,10 @@ impl Pending {
         }
         let mut state = self.ledger.open(key);
         let (key, state) = state.pair_mut();
-        let slot = state.of_mut(self.name);
+        self.put(key, state.of_mut(self.name), seq, origin, held)
+    }
+
+    fn put(&self, key: &Bytes, slot: &mut Option<Waiting>, seq: u64, origin: Origin, held: bool) -> bool {
         let Some(waiting) = slot else {
             if origin == Origin::Backfill {
                 self.backfilling.fetch_add(1, Relaxed);
