@@ -37,11 +37,7 @@ mod value;
 #[path = "differential/vocabulary.rs"]
 mod vocabulary;
 
-use std::{
-    io::{Read, Write},
-    net::{Shutdown, TcpListener, TcpStream},
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use generator::Generator;
 use servers::{Pair, Proxied};
@@ -156,32 +152,9 @@ fn a_wrong_byte_is_noticed_and_shrunk() {
 }
 
 /// A proxy that says `valve` for `value`.
-fn wrong_relay(upstream: String) -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap().to_string();
-    std::thread::spawn(move || {
-        for client in listener.incoming() {
-            let (mut client, mut server) = (client.unwrap(), TcpStream::connect(&upstream).unwrap());
-            let (mut from_client, mut to_server) = (client.try_clone().unwrap(), server.try_clone().unwrap());
-            std::thread::spawn(move || {
-                let _ = std::io::copy(&mut from_client, &mut to_server);
-                let _ = to_server.shutdown(Shutdown::Both);
-            });
-            std::thread::spawn(move || {
-                let mut chunk = [0; 65_536];
-                while let Ok(length @ 1..) = server.read(&mut chunk) {
-                    let wrong: Vec<u8> = String::from_utf8_lossy(&chunk[..length])
-                        .replace("value", "valve")
-                        .into_bytes();
-                    if client.write_all(&wrong).is_err() {
-                        return;
-                    }
-                }
-                let _ = client.shutdown(Shutdown::Both);
-            });
-        }
-    });
-    address
+fn wrong_relay(server: String) -> String {
+    let wrong = |reply: &[u8]| String::from_utf8_lossy(reply).replace("value", "valve").into_bytes();
+    support::relay::start(server, <[u8]>::to_vec, wrong)
 }
 
 #[test]

@@ -8,13 +8,13 @@ mod support;
 
 use std::{
     io::{Read, Write},
-    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
+    net::{Shutdown, TcpStream},
     sync::{Arc, Mutex},
     thread::{scope, sleep},
     time::{Duration, Instant},
 };
 
-use support::{Proxy, ProxyOptions, Raw, RedisServer, command, eventually, resp::shown};
+use support::{Proxy, ProxyOptions, Raw, RedisServer, command, eventually, relay, resp::shown};
 
 struct Pair {
     direct: RedisServer,
@@ -245,8 +245,15 @@ fn a_subscription_is_not_overtaken() {
 fn what_a_shared_connection_carries_is_well_formed() {
     let (behind, target) = (RedisServer::start(&[]), RedisServer::start(&[]));
     let passed = Arc::new(Mutex::new(Vec::new()));
+    let keep = {
+        let passed = passed.clone();
+        move |bytes: &[u8]| {
+            passed.lock().unwrap().extend_from_slice(bytes);
+            bytes.to_vec()
+        }
+    };
     let proxy = Proxy::start(ProxyOptions {
-        source: format!("redis://{}", recorder(behind.address(), passed.clone())),
+        source: format!("redis://{}", relay::start(behind.address(), keep, <[u8]>::to_vec)),
         ..ProxyOptions::between(&behind, &target)
     });
     let mut client = Raw::connect(&proxy.address());
@@ -257,34 +264,6 @@ fn what_a_shared_connection_carries_is_well_formed() {
         let frame = command(&["ECHO", word]);
         assert!(memchr::memmem::find(&passed, &frame).is_some(), "{}", shown(&passed));
     }
-}
-
-/// A relay that keeps what went to the server.
-fn recorder(upstream: String, passed: Arc<Mutex<Vec<u8>>>) -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    std::thread::spawn(move || {
-        for client in listener.incoming() {
-            let (mut client, mut server) = (client.unwrap(), TcpStream::connect(&upstream).unwrap());
-            let (mut from_server, mut to_client) = (server.try_clone().unwrap(), client.try_clone().unwrap());
-            std::thread::spawn(move || {
-                let _ = std::io::copy(&mut from_server, &mut to_client);
-                let _ = to_client.shutdown(Shutdown::Both);
-            });
-            let passed = passed.clone();
-            std::thread::spawn(move || {
-                let mut chunk = [0; 65_536];
-                while let Ok(length @ 1..) = client.read(&mut chunk) {
-                    passed.lock().unwrap().extend_from_slice(&chunk[..length]);
-                    if server.write_all(&chunk[..length]).is_err() {
-                        return;
-                    }
-                }
-                let _ = server.shutdown(Shutdown::Both);
-            });
-        }
-    });
-    address
 }
 
 // ---------------------------------------------------------------------------------------------- counted

@@ -19,6 +19,7 @@ pub mod process;
 pub mod project;
 pub mod proxy;
 pub mod redis_server;
+pub mod relay;
 pub mod resp;
 pub mod site;
 
