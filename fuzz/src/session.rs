@@ -465,6 +465,8 @@ impl Client {
             let mut chunk = [0; 64 * 1024];
             match self.stream.read(&mut chunk) {
                 Ok(read @ 1..) => self.got.extend_from_slice(&chunk[..read]),
+                // libFuzzer's own alarm.
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => assert!(
                     began.elapsed() < PATIENCE,
                     "nothing within {PATIENCE:?}, after {} replies of {}",
