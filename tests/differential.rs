@@ -103,20 +103,23 @@ fn time(name: &str, usual: u64) -> Duration {
 
 #[test]
 fn whatever_is_drawn_gets_the_same_bytes() {
-    if let Some(file) = std::env::var_os("SESSIONFERRY_DIFFERENTIAL_PLAY") {
-        let steps = step::read(&std::fs::read_to_string(file).unwrap());
-        if let Err(difference) = Pair::start().play(&steps) {
-            panic!("at step {}: {}", difference.step + 1, difference.text);
-        }
-        return;
-    }
-    hunt(Pair::start, time("SESSIONFERRY_DIFFERENTIAL_SECONDS", 40));
+    play_or_hunt(Pair::start, 40);
 }
 
 #[test]
 fn whatever_is_drawn_gets_the_same_bytes_of_valkey() {
     if support::Software::Valkey.is_here() {
-        hunt(Pair::valkey, time("SESSIONFERRY_DIFFERENTIAL_VALKEY_SECONDS", 20));
+        play_or_hunt(Pair::valkey, 20);
+    }
+}
+
+fn play_or_hunt(start: fn() -> Pair, usual: u64) {
+    let Some(file) = std::env::var_os("SESSIONFERRY_DIFFERENTIAL_PLAY") else {
+        return hunt(start, time("SESSIONFERRY_DIFFERENTIAL_SECONDS", usual));
+    };
+    let steps = step::read(&std::fs::read_to_string(file).unwrap());
+    if let Err(difference) = start().play(&steps) {
+        panic!("at step {}: {}", difference.step + 1, difference.text);
     }
 }
 
