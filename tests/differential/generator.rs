@@ -13,8 +13,8 @@ use super::{
 pub struct Generator<'a> {
     pub(super) commands: &'a [Documented],
     pub(super) rng: Rng,
-    /// Whether the server says nothing when AUTH fails behind a command whose reply is not yet written (Redis 7.2 to 8.0,
-    /// Valkey before 9): what is then missing depends on which connection the other one was on.
+    /// Whether the server says nothing when AUTH fails behind a command whose reply is not yet written (Redis 8.0,
+    /// Valkey 8): what is then missing depends on which connection the other one was on.
     mute: bool,
     connections: usize,
     /// Connections whose replies may be off. QUIT is not sent there: Redis closes such a connection only if an earlier
