@@ -67,6 +67,8 @@ pub(super) struct Client {
     pub(super) wants_room: Cell<bool>,
     /// Waits for something other than a reply: sessions that may not be read yet, a flush that spares them.
     pub(super) clearing: Cell<bool>,
+    /// Has asked on a shared upstream for a change of its own state. What comes behind waits for the answer.
+    pub(super) changing: Cell<bool>,
     /// Commands that travel on an upstream of its own because of large replies, see [`HEAVY_REPLY`].
     pub(super) heavy: Cell<u32>,
     /// Its own upstream is not read until this client has read more of its replies.
@@ -106,6 +108,7 @@ impl Client {
             window: Cell::new(WINDOW_FIRST),
             wants_room: Cell::new(false),
             clearing: Cell::new(false),
+            changing: Cell::new(false),
             gate: Gate::default(),
             heavy: Cell::new(0),
             upstream_waits: Cell::new(false),

@@ -47,6 +47,10 @@ pub(super) enum Dispatch {
 impl Downstream {
     pub(super) fn dispatch(&mut self, frame: &[u8], request: &Request) -> Dispatch {
         if request.argc == 0 {
+            if self.is_stream() {
+                // CLIENT REPLY SKIP may skip this.
+                self.pass_bytes(frame);
+            }
             return Dispatch::Done;
         }
         let client = self.client.clone();
@@ -89,7 +93,7 @@ impl Downstream {
                 connection = Connection::Monitor;
             }
         }
-        if client.clearing.get() {
+        if client.clearing.get() || client.changing.get() {
             return Dispatch::AwaitReplies;
         }
         if entry.access == Access::Wipe

@@ -71,8 +71,6 @@ pub(super) struct Upstream {
     selects_first: Cell<bool>,
     /// Where pushes and other messages that answer no command go; only of an exclusive connection.
     owner: RefCell<Option<Rc<Client>>>,
-    /// The reply to HELLO, for clients that ask again what the connection already is.
-    pub(super) hello: RefCell<Option<Bytes>>,
 }
 
 impl std::fmt::Debug for Upstream {
@@ -103,7 +101,6 @@ impl Upstream {
             raw: Cell::new(false),
             selects_first: Cell::new(false),
             owner: RefCell::new(None),
-            hello: RefCell::new(None),
         });
         tokio::task::spawn_local(upstream.clone().run());
         upstream
@@ -558,6 +555,7 @@ impl Upstream {
                 }
             }
             Kind::Change(change) => {
+                client.changing.set(false);
                 client.reply(reply);
                 if !error && !crate::session::effect::is_null(reply) {
                     client.apply(*change);

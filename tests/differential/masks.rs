@@ -57,6 +57,13 @@ const MASKS: &[Mask] = &[
 /// which LIMIT cuts.
 const SORTED_BY: Mask = mask("sort,sort_ro", "with BY, LIMIT cuts from what is in no order", shape);
 
+/// In EXEC's answer, where they cannot be brought into one.
+const UNSUBSCRIBED: Mask = mask(
+    "unsubscribe,punsubscribe,sunsubscribe",
+    "from everything, in the order of the server's own hash seed",
+    any_channel,
+);
+
 /// What is masked on one connection.
 #[derive(Default)]
 pub struct Masks {
@@ -64,6 +71,8 @@ pub struct Masks {
     in_transaction: bool,
     /// Confirmations of an unsubscription from everything are in no order.
     unsubscribed: bool,
+    /// One of them is in EXEC's answer: which, nobody knows.
+    unsubscribed_within: bool,
     /// Commands so far.
     pub asked: usize,
 }
@@ -80,7 +89,11 @@ impl Masks {
                 "multi" => self.in_transaction = true,
                 "exec" | "discard" | "reset" => self.in_transaction = false,
                 "sort" | "sort_ro" if words.iter().any(|word| lower(word) == "by") => self.active.push(&SORTED_BY),
-                "unsubscribe" | "punsubscribe" | "sunsubscribe" if words.len() == 1 => self.unsubscribed = true,
+                "unsubscribe" | "punsubscribe" | "sunsubscribe" if words.len() == 1 => {
+                    self.unsubscribed = true;
+                    self.unsubscribed_within |= self.in_transaction;
+                    self.active.push(&UNSUBSCRIBED);
+                }
                 _ => {}
             }
             for mask in MASKS {
@@ -99,13 +112,13 @@ impl Masks {
     pub fn answered(&mut self, all: bool) {
         if all && !self.in_transaction {
             self.active.clear();
-            self.unsubscribed = false;
+            (self.unsubscribed, self.unsubscribed_within) = (false, false);
         }
     }
 
     pub fn allows(&self, a: &[u8], b: &[u8]) -> bool {
         // Part of a command that was cut can make the next one's last word a command of its own.
-        if is_time(a) && is_time(b) {
+        if (is_time(a) && is_time(b)) || (is_info(a) && is_info(b)) {
             return true;
         }
         if self.active.is_empty() {
@@ -159,7 +172,10 @@ impl Masks {
                 .collect();
             channels.sort();
             at.truncate(channels.len());
-            for (at, channel) in at.into_iter().zip(channels) {
+            for (at, mut channel) in at.into_iter().zip(channels) {
+                if self.unsubscribed_within {
+                    channel = shape(channel);
+                }
                 let count = frames[at]
                     .rsplit(|byte| *byte == b':')
                     .next()
@@ -192,6 +208,12 @@ fn is_time(frame: &[u8]) -> bool {
     number(seconds) == Some(true) && number(micros) == Some(true) && seconds.text().is_some_and(|text| text.len() == 10)
 }
 
+/// What INFO answers.
+fn is_info(frame: &[u8]) -> bool {
+    let value = parse(frame);
+    value.is_some_and(|value| value.text().is_some_and(|text| text.starts_with(b"# Server\r\n")))
+}
+
 /// Channel and message of a frame that came because of a pattern.
 fn matched(frame: &[u8]) -> Option<Vec<Value>> {
     let value = parse(frame)?;
@@ -210,6 +232,18 @@ fn unordered(value: Value) -> Value {
         Value::Many(kind, Some(mut items)) => {
             items.sort();
             Value::Many(kind, Some(items))
+        }
+        other => other,
+    }
+}
+
+fn any_channel(value: Value) -> Value {
+    match value {
+        Value::Many(kind, Some(items))
+            if items.len() == 3 && items[0].text().is_some_and(|text| text.ends_with(b"unsubscribe")) =>
+        {
+            let channel = shape(items[1].clone());
+            Value::Many(kind, Some(vec![items[0].clone(), channel, items[2].clone()]))
         }
         other => other,
     }

@@ -1,10 +1,12 @@
 //! What changes the state of a connection, or ends it: SELECT, AUTH, HELLO, RESET, QUIT, CLIENT.
 
+use std::rc::Rc;
+
 use super::super::downstream::Downstream;
 use super::super::identity::{Credentials, Identity, Order, Protocol};
 use super::super::pin::StateChange;
-use super::super::upstream::{InFlight, Kind};
-use super::Dispatch;
+use super::super::upstream::{InFlight, Kind, Upstream};
+use super::{Dispatch, MAX_BACKLOG};
 use crate::command::{CommandId, Connection};
 use crate::resp::Request;
 use crate::resp::request::encode;
@@ -16,8 +18,10 @@ impl Downstream {
         let client = &self.client;
         let change = state_change(command, args);
         if let Some(change) = &change
-            && self.answer_from_what_is_known(change)
+            && let Some(upstream) = self.where_it_stands(change, frame)
         {
+            client.changing.set(true);
+            self.send(&upstream, frame, command, None, Kind::Change(Box::new(change.clone())));
             return;
         }
         let frame = match &change {
@@ -62,12 +66,13 @@ impl Downstream {
         }
     }
 
-    /// A connection that stands in the wanted state is proof enough, for what carries no credentials.
-    fn answer_from_what_is_known(&self, change: &StateChange) -> bool {
+    /// The shared connection that is in the wanted state already. The server's answer to the same command there is its answer
+    /// to this client, and changes nothing for the others. Only for what carries no credentials.
+    fn where_it_stands(&self, change: &StateChange, frame: &[u8]) -> Option<Rc<Upstream>> {
         let client = &self.client;
         // A stranger's connection stands too, and can do nothing.
-        if client.pin.borrow().is_some() || client.is_stranger() {
-            return false;
+        if client.pin.borrow().is_some() || client.is_stranger() || !self.may_share(frame) {
+            return None;
         }
         let mut wanted = client.identity.borrow().clone();
         match change {
@@ -80,20 +85,10 @@ impl Downstream {
             } => {
                 wanted.protocol = protocol.unwrap_or(wanted.protocol);
             }
-            _ => return false,
+            _ => return None,
         }
-        let Some(upstream) = client.worker.known_upstream(&wanted) else {
-            return false;
-        };
-        match change {
-            StateChange::Select(_) => client.reply(b"+OK\r\n"),
-            _ => match upstream.hello.borrow().as_ref() {
-                Some(hello) => client.reply(hello),
-                None => return false,
-            },
-        }
-        client.apply(change.clone());
-        true
+        let upstream = client.worker.known_upstream(&wanted)?;
+        (upstream.backlog() <= MAX_BACKLOG).then_some(upstream)
     }
 
     /// The frame that asks the authority. After a cutover the source's credentials stand for the target's own; an empty

@@ -140,9 +140,6 @@ impl Upstream {
                     if reply.is_error() && seen < must && !needs_no_password(&bytes) {
                         return Err(Refusal::Server(bytes));
                     }
-                    if seen == 0 && bytes.starts_with(b"%") {
-                        *self.hello.borrow_mut() = Some(bytes);
-                    }
                     seen += 1;
                 }
                 None => {
