@@ -31,7 +31,7 @@ const MAX_COMMANDS: usize = 64;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// What ends a connection is drawn less often: only by bytes from here.
 const RARE: u8 = 224;
-/// More than a command may have that shares an upstream with other clients'.
+/// More than a command may have, or a reply, that shares an upstream with other clients'.
 const LARGE: usize = 300_000;
 /// The proxy keeps so many bytes of a client's sent commands, to repeat them.
 const KEPT: usize = 1024 * 1024;
@@ -238,7 +238,7 @@ impl State {
         text.extend_from_slice(format!("@{}/{}", self.db, u8::from(self.resp3) + 2).as_bytes());
         match name {
             b"incr" => [b"-ERR ", &text[..], b"\r\n"].concat(),
-            b"strlen" => bulk(&text.repeat(20_000)),
+            b"strlen" => bulk(&text.repeat(LARGE / text.len() + 1)),
             _ => bulk(&text),
         }
     }

@@ -261,11 +261,12 @@ impl Client {
     }
 
     fn unpin_if_free(&self) {
-        let free = self.pin.borrow().as_ref().is_some_and(Pin::is_free);
+        let free = self.pin.borrow().as_ref().is_some_and(|pin| {
+            // An upstream that is no longer in the state that it was opened in must not be opened again in that one.
+            pin.is_free() && (pin.used_up || (self.heavy.get() == 0 && !self.reads_slowly()))
+        });
         if free
             && self.in_flight.get() == 0
-            && self.heavy.get() == 0
-            && !self.reads_slowly()
             && let Some(pin) = self.pin.borrow_mut().take()
         {
             pin.upstream.own(None);
