@@ -186,7 +186,7 @@ impl Downstream {
             _ if !pinned && !idle => return Dispatch::AwaitReplies,
             connection => {
                 client.pin();
-                self.send_stateful(connection, command, frame, request, &args);
+                self.send_stateful(connection, command, frame, request, &args, !pinned);
             }
         }
         Dispatch::Done
@@ -393,6 +393,7 @@ impl Downstream {
         frame: &[u8],
         request: &Request,
         args: &[&[u8]],
+        pinned_anew: bool,
     ) {
         let client = &self.client;
         let mut kind = Kind::Plain;
@@ -420,10 +421,12 @@ impl Downstream {
                 }
                 Connection::Wait => {
                     // The server waits for what it had executed at this connection's last command. Here that must
-                    // not be older than the writes, which went another way.
-                    let ping = b"*1\r\n$4\r\nPING\r\n";
-                    pin.upstream
-                        .send(ping, InFlight::unowned(CommandId::lookup(b"ping"), ping.len()));
+                    // not be older than the writes, which may have gone another way.
+                    if pinned_anew {
+                        let ping = b"*1\r\n$4\r\nPING\r\n";
+                        pin.upstream
+                            .send(ping, InFlight::unowned(CommandId::lookup(b"ping"), ping.len()));
+                    }
                     pin.blocking = true;
                     kind = Kind::Blocking;
                 }
