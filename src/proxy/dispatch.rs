@@ -159,7 +159,7 @@ impl Downstream {
         }
         let idle = client.in_flight.get() == 0;
         match connection {
-            Connection::Exec if pinned && !idle && self.silences() => return Dispatch::AwaitReplies,
+            Connection::Exec if pinned && !idle && self.ends_counting() => return Dispatch::AwaitReplies,
             Connection::Quit if pinned => self.quit_own_upstream(command, frame),
             Connection::Quit if idle => {
                 client.reply(b"+OK\r\n");
@@ -233,11 +233,11 @@ impl Downstream {
         }
     }
 
-    /// Whether the open transaction may end the server's answering.
-    fn silences(&self) -> bool {
+    /// Whether the open transaction may be answered by other than one reply.
+    fn ends_counting(&self) -> bool {
         let pin = self.client.pin.borrow();
         let transaction = pin.as_ref().and_then(|pin| pin.transaction.as_ref());
-        transaction.is_some_and(|transaction| transaction.silences)
+        transaction.is_some_and(|transaction| transaction.ends_counting)
     }
 
     /// Whether a pinned client's next command has to wait for replies.
@@ -467,7 +467,8 @@ impl Downstream {
                 | Connection::Sticky
                 | Connection::Subscribe => {
                     (pin.sticky, pin.unmovable) = (true, true);
-                    transaction.silences |= args.len() > 1 && args[1].eq_ignore_ascii_case(b"reply");
+                    transaction.ends_counting |= connection == Connection::Subscribe
+                        || (args.len() > 1 && args[1].eq_ignore_ascii_case(b"reply"));
                 }
                 _ => {}
             }
@@ -516,13 +517,13 @@ impl Downstream {
             self.send(&upstream, b"*1\r\n$7\r\nDISCARD\r\n", command, None, Kind::Instead(nil));
             return;
         }
-        let silences = transaction.silences;
+        let ends_counting = transaction.ends_counting;
         let outcome = std::mem::take(&mut transaction.outcome);
         let write = transaction.into_write();
         if let Some(write) = &write {
             client.worker.begin(upstream.id, write);
         }
-        if silences {
+        if ends_counting {
             if let Some(pin) = client.pin.borrow_mut().as_mut() {
                 pin.become_stream();
             }

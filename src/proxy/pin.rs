@@ -50,8 +50,9 @@ pub(super) struct Transaction {
     /// Session keys that EXEC may change.
     keys: Vec<Bytes>,
     wipes: bool,
-    /// It has CLIENT REPLY in it: EXEC may answer a part, or nothing.
-    pub(super) silences: bool,
+    /// It has CLIENT REPLY in it, and EXEC may answer a part, or nothing; or SUBSCRIBE and its like, which are confirmed by as many
+    /// messages as they please, within EXEC's answer and behind it.
+    pub(super) ends_counting: bool,
     pub(super) outcome: Outcome,
     /// Commands that the server has queued, if it refused none.
     queued: usize,

@@ -347,7 +347,12 @@ fn client_info(value: Value) -> Value {
             let text = String::from_utf8_lossy(&text).replacen("txt:", "txt: ", 1);
             let kept: Vec<&str> = text
                 .split(' ')
-                .map(|field| if field == NONE_QUEUED.0 { NONE_QUEUED.1 } else { field })
+                .map(|field| match field {
+                    field if field == NONE_QUEUED.0 => NONE_QUEUED.1,
+                    // NO-EVICT outlives RESET; here the connection is another one then.
+                    "flags=e" => "flags=N",
+                    field => field,
+                })
                 .filter(|field| !OWN.contains(&field.split('=').next().unwrap_or_default()))
                 .collect();
             Value::Bulk(kind, Some(kept.join(" ").into_bytes()))
