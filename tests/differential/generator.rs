@@ -23,6 +23,8 @@ pub struct Generator<'a> {
     /// A connection with commands behind one that may block. What wakes it may itself be one that blocks: whether its own
     /// next command or the woken one's comes first, Redis promises nobody.
     behind: Option<usize>,
+    /// Connections that may be blocked. HTTP is not sent there: Redis ends a connection for it before what wakes it is written.
+    waiting: HashSet<usize>,
     steps: Vec<Step>,
 }
 
@@ -41,6 +43,7 @@ impl<'a> Generator<'a> {
             connections,
             silent: HashSet::new(),
             behind: None,
+            waiting: HashSet::new(),
             steps: Vec::new(),
         }
     }
@@ -68,7 +71,10 @@ impl<'a> Generator<'a> {
                 76..81 => self.scripts(connection),
                 81..85 => {
                     let raw = self.rng.pick(RAW).to_vec();
-                    self.push(connection, Action::Raw(raw), Then::Quiet);
+                    let http = raw.starts_with(b"Host:") || raw.starts_with(b"POST");
+                    if !(http && self.waiting.contains(&connection)) {
+                        self.push(connection, Action::Raw(raw), Then::Quiet);
+                    }
                 }
                 85..88 => {
                     let action = if self.rng.percent(50) {
@@ -122,6 +128,9 @@ impl<'a> Generator<'a> {
             b"xreadgroup",
         ];
         let may_block = |words: &Words| WAITING.contains(&&lower(words.first())[..]);
+        if commands.iter().any(may_block) {
+            self.waiting.insert(connection);
+        }
         if let Some(at) = commands.iter().position(may_block)
             && at + 1 < commands.len()
             && *self.behind.get_or_insert(connection) != connection
