@@ -642,6 +642,33 @@ fn users_are_changed_in_other_ways_too() {
     }
 }
 
+/// Its connections end at Redis, and it may be on its way to another database.
+#[test]
+fn who_is_deleted_while_it_selects_is_not_left_waiting() {
+    const ROUNDS: u32 = 10;
+    let (behind, target) = (RedisServer::start(&[]), RedisServer::start(&[]));
+    let proxy = Proxy::start(options(behind.url(), target.url(), ""));
+    let mut admin = Raw::connect(&proxy.address());
+    for _ in 0..ROUNDS {
+        assert_eq!(admin.ask(&["ACL", "SETUSER", "ann", "on", ">pw", "~*", "+@all"]), OK);
+        let (mut there, mut going) = (Raw::connect(&proxy.address()), Raw::connect(&proxy.address()));
+        for client in [&mut there, &mut going] {
+            assert_eq!(client.ask(&["AUTH", "ann", "pw"]), OK);
+        }
+        assert_eq!(there.ask(&["SELECT", "1"]), OK);
+        assert_eq!(there.ask(&["GET", "a"]), b"$-1\r\n");
+        behind.freeze();
+        admin.send(&command(&["ACL", "DELUSER", "ann"]));
+        sleep(Duration::from_millis(20));
+        going.send(&command(&["SELECT", "1"]));
+        sleep(Duration::from_millis(20));
+        behind.thaw();
+        assert_eq!(admin.frame(), b":1\r\n");
+        let (answer, closed) = going.until_closed(Duration::from_secs(1));
+        assert!(closed || answer.starts_with(b"-WRONGPASS"), "{}", shown(&answer));
+    }
+}
+
 #[test]
 fn who_comes_after_users_were_changed_is_treated_as_a_newcomer() {
     let users = tempfile::NamedTempFile::new().unwrap();

@@ -133,6 +133,10 @@ impl Upstream {
                 self.worker.left();
             }
             if let Some(client) = entry.client {
+                if client.changing.get() {
+                    // What it is to become is no more, and nothing of what it is has ended.
+                    client.close();
+                }
                 client.answered();
             }
         }
