@@ -1,0 +1,120 @@
+//! Users that are changed, or deleted, while clients are connected.
+
+use std::{thread::sleep, time::Duration};
+
+use super::{
+    OK, options,
+    support::{Proxy, Raw, RedisServer, command, resp::shown},
+};
+
+/// In a transaction, which changes them with EXEC; and on a connection that nothing is answered on.
+#[test]
+fn users_are_changed_in_other_ways_too() {
+    const CHANGE: &str = "ACL SETUSER default off";
+    const SILENCE: &str = "CLIENT REPLY OFF";
+    for way in [
+        &["MULTI", CHANGE, "EXEC"][..],
+        &["MULTI", SILENCE, CHANGE, "EXEC"],
+        &[SILENCE, "MULTI", CHANGE, "EXEC"],
+        &[SILENCE, CHANGE],
+    ] {
+        let (direct, behind, target) = (
+            RedisServer::start(&[]),
+            RedisServer::start(&[]),
+            RedisServer::start(&[]),
+        );
+        let proxy = Proxy::start(options(behind.url(), target.url(), ""));
+        for address in [direct.address(), proxy.address()] {
+            let newcomer = || Raw::connect(&address).ask(&["GET", "a"]);
+            let (mut admin, mut early) = (Raw::connect(&address), Raw::connect(&address));
+            assert_eq!(early.ask(&["SET", "a", "1"]), OK);
+            for line in way {
+                // Nothing has happened yet.
+                assert_eq!(newcomer(), b"$1\r\n1\r\n", "{address} {way:?} before {line}");
+                let words: Vec<&str> = line.split(' ').collect();
+                admin.send(&command(&words));
+                sleep(Duration::from_millis(200));
+            }
+            let answer = newcomer();
+            assert!(answer.starts_with(b"-NOAUTH"), "{address} {way:?}: {}", shown(&answer));
+            assert_eq!(early.ask(&["GET", "a"]), b"$1\r\n1\r\n", "{address} {way:?}");
+        }
+    }
+}
+
+/// Its connections end at Redis, and it may be on its way to another database.
+#[test]
+fn who_is_deleted_while_it_selects_is_not_left_waiting() {
+    const ROUNDS: u32 = 10;
+    let (behind, target) = (RedisServer::start(&[]), RedisServer::start(&[]));
+    let proxy = Proxy::start(options(behind.url(), target.url(), ""));
+    let mut admin = Raw::connect(&proxy.address());
+    for _ in 0..ROUNDS {
+        assert_eq!(admin.ask(&["ACL", "SETUSER", "ann", "on", ">pw", "~*", "+@all"]), OK);
+        let (mut there, mut going) = (Raw::connect(&proxy.address()), Raw::connect(&proxy.address()));
+        for client in [&mut there, &mut going] {
+            assert_eq!(client.ask(&["AUTH", "ann", "pw"]), OK);
+        }
+        assert_eq!(there.ask(&["SELECT", "1"]), OK);
+        assert_eq!(there.ask(&["GET", "a"]), b"$-1\r\n");
+        behind.freeze();
+        admin.send(&command(&["ACL", "DELUSER", "ann"]));
+        sleep(Duration::from_millis(20));
+        going.send(&command(&["SELECT", "1"]));
+        sleep(Duration::from_millis(20));
+        behind.thaw();
+        assert_eq!(admin.frame(), b":1\r\n");
+        let (answer, closed) = going.until_closed(Duration::from_secs(1));
+        assert!(closed || answer.starts_with(b"-WRONGPASS"), "{}", shown(&answer));
+    }
+}
+
+#[test]
+fn who_comes_after_users_were_changed_is_treated_as_a_newcomer() {
+    let users = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(
+        users.path(),
+        "user default on nopass ~* &* +@all\nuser web on >web-pass ~* &* +@all\n",
+    )
+    .unwrap();
+    let file = users.path().to_str().unwrap();
+    let (direct, behind, target) = (
+        RedisServer::start(&["--aclfile", file]),
+        RedisServer::start(&["--aclfile", file]),
+        RedisServer::start(&[]),
+    );
+    let proxy = Proxy::start(options(behind.url(), target.url(), ""));
+    for address in [direct.address(), proxy.address()] {
+        let mut admin = Raw::connect(&address);
+        let mut web = Raw::connect(&address);
+        for client in [&mut admin, &mut web] {
+            assert_eq!(client.ask(&["SELECT", "3"]), OK);
+        }
+        assert_eq!(web.ask(&["AUTH", "web", "web-pass"]), OK);
+        assert_eq!(web.ask(&["SET", "a", "1"]), OK);
+        assert_eq!(admin.ask(&["ACL", "SETUSER", "default", "off"]), OK);
+        for command in [
+            &["SELECT", "3"][..],
+            &["GET", "a"],
+            &["MULTI"],
+            &["EVAL", "return 1", "0"],
+        ] {
+            let answer = Raw::connect(&address).ask(command);
+            assert!(answer.starts_with(b"-NOAUTH"), "{address} {command:?}");
+        }
+        // Who was there before goes on.
+        assert_eq!(admin.ask(&["SET", "b", "1"]), OK);
+        assert_eq!(admin.ask(&["MULTI"]), OK);
+        assert_eq!(admin.ask(&["EXEC"]), b"*0\r\n");
+        assert_eq!(web.ask(&["GET", "a"]), b"$1\r\n1\r\n");
+        // All of a user's connections end when the users are read anew, but for those of the default one.
+        assert_eq!(admin.ask(&["ACL", "LOAD"]), OK);
+        assert_eq!(
+            web.until_closed(Duration::from_secs(5)),
+            (Vec::new(), true),
+            "{address}"
+        );
+        assert_eq!(admin.ask(&["GET", "b"]), b"$1\r\n1\r\n");
+        assert_eq!(Raw::connect(&address).ask(&["SELECT", "3"]), OK);
+    }
+}
