@@ -373,7 +373,7 @@ impl Downstream {
             }
             if let Some(transaction) = &mut pin.transaction {
                 writes.iter().for_each(|write| transaction.note(write));
-                transaction.outcome.rights |= rights;
+                transaction.outcome.rights |= std::mem::take(&mut rights);
             }
         }
         if rights {
@@ -473,7 +473,7 @@ impl Downstream {
                 _ => {}
             }
         }
-        self.send(&upstream, frame, command, None, Kind::Plain);
+        self.send(&upstream, frame, command, None, Kind::Queued);
     }
 
     /// EXEC and DISCARD.

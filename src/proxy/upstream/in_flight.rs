@@ -19,6 +19,8 @@ const KEEP_SENT: usize = 1024 * 1024;
 #[derive(Debug)]
 pub(in crate::proxy) enum Kind {
     Plain,
+    /// Between MULTI and EXEC: what it does comes with EXEC.
+    Queued,
     /// May take as long as it likes; does not hold up a cutover.
     Blocking,
     /// So many confirmations are still to come.
