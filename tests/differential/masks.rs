@@ -64,6 +64,9 @@ const UNSUBSCRIBED: Mask = mask(
     any_channel,
 );
 
+/// Its connection is another one then, at the proxy.
+const AFTER_RESET: Mask = mask("client info", "NO-EVICT outlives RESET at a Redis", without_no_evict);
+
 /// What is masked on one connection.
 #[derive(Default)]
 pub struct Masks {
@@ -73,6 +76,8 @@ pub struct Masks {
     unsubscribed: bool,
     /// One of them is in EXEC's answer: which, nobody knows.
     unsubscribed_within: bool,
+    /// RESET has been sent.
+    reset: bool,
     /// Commands so far.
     pub asked: usize,
 }
@@ -85,10 +90,12 @@ impl Masks {
             let lower = |word: &Vec<u8>| String::from_utf8_lossy(word).to_ascii_lowercase();
             let name = lower(name);
             let two = words.get(1).map(|second| format!("{name} {}", lower(second)));
+            self.reset |= name == "reset";
             match name.as_str() {
                 "multi" => self.in_transaction = true,
                 "exec" | "discard" | "reset" => self.in_transaction = false,
                 "sort" | "sort_ro" if words.iter().any(|word| lower(word) == "by") => self.active.push(&SORTED_BY),
+                "client" if self.reset && two.as_deref() == Some("client info") => self.active.push(&AFTER_RESET),
                 "unsubscribe" | "punsubscribe" | "sunsubscribe" if words.len() == 1 => {
                     self.unsubscribed = true;
                     self.unsubscribed_within |= self.in_transaction;
@@ -347,15 +354,20 @@ fn client_info(value: Value) -> Value {
             let text = String::from_utf8_lossy(&text).replacen("txt:", "txt: ", 1);
             let kept: Vec<&str> = text
                 .split(' ')
-                .map(|field| match field {
-                    field if field == NONE_QUEUED.0 => NONE_QUEUED.1,
-                    // NO-EVICT outlives RESET; here the connection is another one then.
-                    "flags=e" => "flags=N",
-                    field => field,
-                })
+                .map(|field| if field == NONE_QUEUED.0 { NONE_QUEUED.1 } else { field })
                 .filter(|field| !OWN.contains(&field.split('=').next().unwrap_or_default()))
                 .collect();
             Value::Bulk(kind, Some(kept.join(" ").into_bytes()))
+        }
+        other => other,
+    }
+}
+
+fn without_no_evict(value: Value) -> Value {
+    match value {
+        Value::Bulk(kind, Some(text)) => {
+            let text = String::from_utf8_lossy(&text).replace(" flags=e ", " flags=N ");
+            Value::Bulk(kind, Some(text.into_bytes()))
         }
         other => other,
     }
