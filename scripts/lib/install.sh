@@ -60,10 +60,9 @@ need_valkey() {
     here=$PWD
     trap 'rm -rf "$here"' EXIT
     printf 'deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian %s-backports main\n' "$release" >sources.list
-    apt="apt-get -qq -o Dir::Etc::sourcelist=$here/sources.list -o Dir::Etc::sourceparts=- -o Dir::State::lists=$here/lists
-      -o Dir::Cache=$here -o APT::Sandbox::User=root"
-    # shellcheck disable=SC2086 # the words of $apt are meant to be split
-    { $apt update && $apt download valkey-server valkey-tools; } </dev/null >&2 || exit
+    apt=(apt-get -qq -o "Dir::Etc::sourcelist=$here/sources.list" -o Dir::Etc::sourceparts=- -o "Dir::State::lists=$here/lists"
+      -o "Dir::Cache=$here" -o APT::Sandbox::User=root)
+    { "${apt[@]}" update && "${apt[@]}" download valkey-server valkey-tools; } </dev/null >&2 || exit
     for package in *.deb; do dpkg-deb -x "$package" .. || exit; done
     ../usr/bin/valkey-server --version >/dev/null
   )
