@@ -271,8 +271,8 @@ impl Drop for Over<'_> {
 fn workers_without_clients_hold_one_connection_each() {
     let served = served(&[], &["--workers", "8"]);
     let count = || served.source.ask::<String>(&["CLIENT", "LIST"]).lines().count();
-    // Five for the first worker, one for each of the others, two for what watches, and the one that asks.
-    const IDLE: usize = 5 + 7 + 2 + 1;
+    // Three for the first worker, one for each of the others, two for what watches, and the one that asks.
+    const IDLE: usize = 3 + 7 + 2 + 1;
     eventually("the connections stand", Duration::from_secs(5), || count() == IDLE);
     let mut clients: Vec<Raw> = (0..20).map(|_| Raw::connect(&served.proxy.address())).collect();
     clients

@@ -12,7 +12,7 @@ use crate::status::Authority;
 const MAX_KEPT: usize = 128;
 /// Idle connections that stand for each kind of client, so that none has to be opened while a command waits: what blocks
 /// or subscribes must not be overtaken by what should wake it.
-const SPARES: usize = 4;
+const SPARES: usize = 2;
 
 /// Idle connections of one kind.
 #[derive(Debug, Default)]
