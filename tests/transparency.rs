@@ -311,6 +311,44 @@ fn info_counts_the_clients_that_are_connected() {
     });
 }
 
+/// Each of the proxy's clients is one of the server's to whoever ends them all, whether it has a connection there or not.
+#[test]
+fn everybody_is_killed_and_counted() {
+    let pair = Pair::start();
+    pair.compare(|address| {
+        let mut answers = Vec::new();
+        for (words, spares_itself) in [("yes", true), ("no", false)] {
+            let mut plain = Raw::connect(address);
+            let mut named = Raw::connect(address);
+            let mut subscribed = Raw::connect(address);
+            let mut blocked = Raw::connect(address);
+            let mut killer = Raw::connect(address);
+            plain.ask(&["PING"]);
+            named.ask(&["CLIENT", "SETNAME", "named"]);
+            subscribed.ask(&["SUBSCRIBE", "channel"]);
+            blocked.send(&command(&["BLPOP", "nothing", "0"]));
+            let counted = |client: &mut Raw| client.ask(&["INFO", "clients"]);
+            eventually("all are there, and only these", Duration::from_secs(10), || {
+                let text = String::from_utf8(counted(&mut killer)).unwrap();
+                text.contains("connected_clients:5\r") && text.contains("blocked_clients:1\r")
+            });
+            answers.push(killer.ask(&["CLIENT", "KILL", "SKIPME", words]));
+            for client in [&mut plain, &mut named, &mut subscribed, &mut blocked] {
+                let (left, closed) = client.until_closed(Duration::from_secs(5));
+                assert!(closed);
+                answers.push(left);
+            }
+            if spares_itself {
+                answers.push(killer.ask(&["CLIENT", "KILL", "SKIPME", "yes"]));
+                answers.push(killer.ask(&["PING"]));
+            } else {
+                assert_eq!(killer.until_closed(Duration::from_secs(5)), (Vec::new(), true));
+            }
+        }
+        answers
+    });
+}
+
 // ---------------------------------------------------------------------------------------------- half closed
 
 /// Redis takes the end of a connection for the client's end, and drops what it has not yet answered.

@@ -58,6 +58,46 @@ impl Census {
     }
 }
 
+/// `CLIENT KILL` of everybody, which closes the proxy's connections, and the proxy its clients'.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct KillAll {
+    /// `SKIPME yes`
+    pub(super) spares_itself: bool,
+    /// Connections that the proxy had when the command was sent, and its clients. Many are gone when the answer comes.
+    pub(super) own: usize,
+    pub(super) clients: usize,
+}
+
+impl KillAll {
+    /// The reply with the proxy's clients counted in place of its connections, of which it has `own_now`: some may have been opened
+    /// while the command was on its way. `None` where it is an error.
+    pub(super) fn count(self, reply: &[u8], own_now: usize) -> Option<Vec<u8>> {
+        let killed = crate::resp::parse_integer(reply.strip_prefix(b":")?.strip_suffix(b"\r\n")?)?;
+        let spared = usize::from(self.spares_itself);
+        let others = (usize::try_from(killed).ok()? + spared).saturating_sub(self.own.max(own_now));
+        Some(format!(":{}\r\n", others + self.clients.saturating_sub(spared)).into_bytes())
+    }
+}
+
+/// Whether `CLIENT KILL` with these words is one of everybody, and spares who asks.
+pub(super) fn kills_everybody(words: &[&[u8]]) -> Option<bool> {
+    let (pairs, []) = words.as_chunks::<2>() else {
+        return None;
+    };
+    let mut spares = None;
+    for [filter, value] in pairs {
+        if !filter.eq_ignore_ascii_case(b"skipme") {
+            return None;
+        }
+        spares = match value.to_ascii_lowercase().as_slice() {
+            b"yes" => Some(true),
+            b"no" => Some(false),
+            _ => return None,
+        };
+    }
+    spares
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -97,6 +137,45 @@ mod tests {
         ] {
             assert_eq!(census.rewrite(reply), None, "{}", reply.escape_ascii());
         }
+    }
+
+    #[test]
+    fn killing_everybody_counts_the_clients_in_place_of_the_proxys_connections() {
+        let check = |spares_itself, own_now, reply: &str, expected: Option<&str>| {
+            let kill_all = KillAll {
+                spares_itself,
+                own: 9,
+                clients: 3,
+            };
+            let expected = expected.map(|reply| reply.as_bytes().to_vec());
+            assert_eq!(kill_all.count(reply.as_bytes(), own_now), expected, "{reply}");
+        };
+        check(true, 1, ":8\r\n", Some(":2\r\n"));
+        check(false, 0, ":9\r\n", Some(":3\r\n"));
+        // Two that are connected to the server itself.
+        check(true, 1, ":10\r\n", Some(":4\r\n"));
+        // The server had not noticed all of them yet; one more came just before.
+        check(true, 1, ":6\r\n", Some(":2\r\n"));
+        check(true, 10, ":9\r\n", Some(":2\r\n"));
+        check(true, 1, "-NOPERM no\r\n", None);
+        check(true, 1, "+QUEUED\r\n", None);
+    }
+
+    #[test]
+    fn everybody_is_meant_where_nothing_else_is_said() {
+        let check = |words: &str, expected| {
+            let words: Vec<&[u8]> = words.split_whitespace().map(str::as_bytes).collect();
+            assert_eq!(kills_everybody(&words), expected, "{words:?}");
+        };
+        check("SKIPME yes", Some(true));
+        check("skipme NO", Some(false));
+        check("SKIPME no SKIPME yes", Some(true));
+        check("SKIPME maybe", None);
+        check("SKIPME", None);
+        check("", None);
+        check("127.0.0.1:1", None);
+        check("TYPE normal SKIPME yes", None);
+        check("ID 3 SKIPME no", None);
     }
 
     #[test]

@@ -25,8 +25,8 @@ use super::identity::{Identity, Labels};
 use super::pin::{Message, StateChange, selected};
 use super::stats::Trouble;
 use super::worker::Worker;
-use crate::net::Backoff;
 use crate::net::tls::explain;
+use crate::net::{Backoff, Footprint};
 use crate::resp::ReplyScanner;
 use crate::status::Authority;
 use in_flight::Queue;
@@ -522,6 +522,14 @@ impl Upstream {
                 Some(rewritten) => client.reply(&rewritten),
                 None => client.reply(reply),
             },
+            Kind::KillsAll(kill_all) => match kill_all.count(reply, self.footprint().connections()) {
+                Some(count) => {
+                    self.worker.close_clients_but(client.id);
+                    client.reply(&count);
+                    client.closing.set(!kill_all.spares_itself);
+                }
+                None => client.reply(reply),
+            },
             Kind::Executes(outcome) => {
                 // Where it was refused within the array nothing changed, and newcomers have a connection of their own for nothing.
                 if outcome.rights && !error {
@@ -568,9 +576,12 @@ impl Upstream {
 
     /// What stands in for the proxy's own connections to this server.
     fn census(&self) -> Census {
-        let shared = &self.worker.shared;
-        let own = &shared.servers.endpoint(self.authority).footprint;
-        Census::new(own, self.worker.clients_of_all())
+        Census::new(self.footprint(), self.worker.clients_of_all())
+    }
+
+    /// What the proxy has at this server.
+    pub(super) fn footprint(&self) -> &Footprint {
+        &self.worker.shared.servers.endpoint(self.authority).footprint
     }
 
     fn close_owner(&self) {

@@ -72,6 +72,10 @@ pub(super) enum Order {
     CallRoll {
         done: oneshot::Sender<Roster>,
     },
+    /// Close all clients but this one.
+    CloseClients {
+        except: u64,
+    },
     /// Close idle clients, and the others as soon as they are idle.
     Drain,
     /// End.
@@ -205,6 +209,7 @@ impl Worker {
                 Order::CallRoll { done } => {
                     let _ = done.send(worker.roster());
                 }
+                Order::CloseClients { except } => worker.close_own_clients_but(except),
                 Order::Drain => worker.drain(),
                 Order::Stop => break,
             }
@@ -218,6 +223,23 @@ impl Worker {
     pub(super) fn clients_of_all(&self) -> usize {
         let counts = self.peers.iter().map(|peer| peer.stats.clients.load(Relaxed));
         counts.sum::<u64>() as usize
+    }
+
+    /// Ends the connections of all clients but one, whichever worker serves them.
+    pub(super) fn close_clients_but(&self, except: u64) {
+        self.close_own_clients_but(except);
+        for (index, peer) in self.peers.iter().enumerate() {
+            if index != self.index {
+                // A worker that has ended has no clients.
+                let _ = peer.orders.send(Order::CloseClients { except });
+            }
+        }
+    }
+
+    fn close_own_clients_but(&self, except: u64) {
+        let clients = self.clients.borrow();
+        let others = clients.values().filter(|client| client.id != except);
+        others.for_each(|client| client.close());
     }
 
     /// Lets clients go to another worker.

@@ -2,6 +2,7 @@
 
 use std::rc::Rc;
 
+use super::super::census::{KillAll, kills_everybody};
 use super::super::downstream::Downstream;
 use super::super::identity::{Credentials, Identity, Order, Protocol};
 use super::super::pin::StateChange;
@@ -196,6 +197,16 @@ impl Downstream {
             // On the shared upstream it names the proxy's connection, which is no lie, and the server checks the text.
             let upstream = client.shared();
             self.send(&upstream, frame, command, None, Kind::Change(Box::new(change.clone())));
+            return Dispatch::Done;
+        }
+        if let (b"kill", Some(spares_itself)) = (sub.as_slice(), args.get(2..).and_then(kills_everybody)) {
+            let upstream = client.pinned_to().unwrap_or_else(|| client.shared());
+            let kill_all = KillAll {
+                spares_itself,
+                own: upstream.footprint().connections(),
+                clients: client.worker.clients_of_all(),
+            };
+            self.send(&upstream, frame, command, None, Kind::KillsAll(kill_all));
             return Dispatch::Done;
         }
         let silences = sub == b"reply"

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use bytes::{Buf, BytesMut};
 
+use super::super::census::KillAll;
 use super::super::client::Client;
 use super::super::pin::{Outcome, StateChange};
 use crate::command::{CommandId, Connection};
@@ -33,6 +34,8 @@ pub(in crate::proxy) enum Kind {
     ChangesRights,
     /// The reply counts the server's clients.
     Census,
+    /// All clients end if the server agrees.
+    KillsAll(KillAll),
     /// When this is answered, the client's connection ends.
     Quit,
     /// When this is answered, the client is as if it had just connected.
