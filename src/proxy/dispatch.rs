@@ -11,7 +11,7 @@ use super::census::counts_clients;
 use super::downstream::Downstream;
 use super::identity::Protocol;
 use super::pin::Transaction;
-use super::rights::may_change;
+use super::rights::{Change, change};
 use super::upstream::{InFlight, Kind, SessionWrite, Upstream};
 use crate::command::{Access, CommandId, Connection};
 use crate::resp::request::encode;
@@ -315,8 +315,11 @@ impl Downstream {
         entry.repeatable |= matches!(kind, Kind::Change(_)) || (write.is_some() && is_absolute(command));
         entry.write = write;
         entry.kind = match kind {
-            Kind::Plain if may_change(command, frame) => Kind::ChangesRights,
             Kind::Plain if counts_clients(command) => Kind::Census,
+            Kind::Plain => match change(command, frame) {
+                Change::Nobodys => Kind::Plain,
+                change => Kind::ChangesRights(change),
+            },
             kind => kind,
         };
         self.client.worker.stats.forwarded(command);
@@ -352,7 +355,7 @@ impl Downstream {
         let Some(upstream) = client.pin.borrow().as_ref().map(|pin| pin.upstream.clone()) else {
             return Dispatch::Done;
         };
-        let mut rights = may_change(command, frame);
+        let mut rights = change(command, frame);
         let mut writes = Vec::new();
         writes.extend(
             self.session_write(&upstream, command, frame, request)
@@ -363,7 +366,7 @@ impl Downstream {
                 Connection::Multi => pin.transaction = Some(Transaction::default()),
                 Connection::Exec => {
                     let ended = pin.transaction.take();
-                    rights |= ended.as_ref().is_some_and(|ended| ended.outcome.rights);
+                    rights = rights.max(ended.as_ref().map_or(Change::Nobodys, |ended| ended.outcome.rights));
                     if let Some(write) = ended.and_then(Transaction::into_write) {
                         client.worker.begin(upstream.id, &write);
                         writes.push(write);
@@ -373,12 +376,11 @@ impl Downstream {
             }
             if let Some(transaction) = &mut pin.transaction {
                 writes.iter().for_each(|write| transaction.note(write));
-                transaction.outcome.rights |= std::mem::take(&mut rights);
+                let rights = std::mem::take(&mut rights);
+                transaction.outcome.rights = transaction.outcome.rights.max(rights);
             }
         }
-        if rights {
-            client.worker.note_unanswered_change_of_rights();
-        }
+        client.worker.note_unanswered_change_of_rights(rights);
         client.worker.stats.forwarded(command);
         upstream.send_silent(frame);
         writes.into_iter().for_each(|write| client.worker.settle_later(write));
@@ -458,7 +460,7 @@ impl Downstream {
                 _ => None,
             };
             transaction.queue(connection, frame, select);
-            transaction.outcome.rights |= may_change(command, frame);
+            transaction.outcome.rights = transaction.outcome.rights.max(change(command, frame));
             planned.iter().for_each(|write| transaction.note(write));
             match connection {
                 Connection::Hello
@@ -529,15 +531,13 @@ impl Downstream {
             }
             client.worker.stats.forwarded(command);
             upstream.send_silent(frame);
-            if outcome.rights {
-                client.worker.note_unanswered_change_of_rights();
-            }
+            client.worker.note_unanswered_change_of_rights(outcome.rights);
             if let Some(write) = write {
                 client.worker.settle_later(write);
             }
             return;
         }
-        let kind = if outcome.selects.is_empty() && !outcome.rights {
+        let kind = if outcome.selects.is_empty() && outcome.rights == Change::Nobodys {
             Kind::Plain
         } else {
             Kind::Executes(outcome)

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use bytes::{Bytes, BytesMut};
 
 use super::identity::{Credentials, Protocol};
+use super::rights::Change;
 use super::upstream::{SessionWrite, Upstream};
 use crate::command::Connection;
 use crate::resp::ReplyScanner;
@@ -36,7 +37,7 @@ pub(super) struct Outcome {
     /// The transaction's SELECTs: which of the queued commands, and the database.
     pub(super) selects: Vec<(usize, u32)>,
     /// Who may do what.
-    pub(super) rights: bool,
+    pub(super) rights: Change,
 }
 
 /// Between MULTI and EXEC.

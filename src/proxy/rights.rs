@@ -13,11 +13,22 @@ const AFTERMATH_MS: i64 = 1000;
 /// Who the source lets in without a password.
 const EVERYBODY: u64 = u64::MAX;
 
-/// How often users were changed by a command that came through here.
+/// Whose rights a command changes, if the server agrees.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Change {
+    #[default]
+    Nobodys,
+    /// Of users that have a name: who is one of them says so.
+    Named,
+    /// Perhaps of the one that everybody is who has not authenticated (`default`), too.
+    Everybodys,
+}
+
+/// How often the rights of those who have not authenticated were changed by a command that came through here.
 #[derive(Debug)]
 pub struct Rights {
     changes: AtomicU64,
-    /// The last one, ms since the Unix epoch.
+    /// The last change, of a named user, too, ms since the Unix epoch.
     at: AtomicI64,
     /// Clients that came after so many changes, or more, must authenticate.
     asked_from: AtomicU64,
@@ -56,9 +67,13 @@ impl Rights {
         changes >= self.asked_from.load(Relaxed)
     }
 
-    pub(super) fn note_change(&self) {
-        self.at.store(now_ms(), Relaxed);
-        self.changes.fetch_add(1, Relaxed);
+    pub(super) fn note(&self, change: Change) {
+        if change != Change::Nobodys {
+            self.at.store(now_ms(), Relaxed);
+        }
+        if change == Change::Everybodys {
+            self.changes.fetch_add(1, Relaxed);
+        }
     }
 
     pub fn changes(&self) -> u64 {
@@ -70,19 +85,31 @@ impl Rights {
     }
 }
 
-/// Whether a command changes who may do what, if the server agrees.
-pub(super) fn may_change(command: CommandId, frame: &[u8]) -> bool {
+/// Whose rights a command changes.
+pub(super) fn change(command: CommandId, frame: &[u8]) -> Change {
     let entry = command.entry();
     if entry.access != Access::Other || !matches!(entry.name, "acl" | "config") {
-        return false;
+        return Change::Nobodys;
     }
     let mut args = Args::new(frame).skip(1);
     let is = |arg: &[u8], words: &[&str]| words.iter().any(|word| arg.eq_ignore_ascii_case(word.as_bytes()));
-    let Some(subcommand) = args.next() else { return false };
-    if entry.name == "acl" {
-        is(subcommand, &["setuser", "deluser", "load"])
-    } else {
+    let Some(subcommand) = args.next() else {
+        return Change::Nobodys;
+    };
+    let everybodys = if entry.name == "config" {
         is(subcommand, &["set"]) && args.any(|arg| is(arg, &["requirepass"]))
+    } else if is(subcommand, &["setuser"]) {
+        // Names of users are told apart by case.
+        args.next() == Some(b"default")
+    } else {
+        is(subcommand, &["load"])
+    };
+    if everybodys {
+        Change::Everybodys
+    } else if entry.name == "acl" && is(subcommand, &["setuser", "deluser"]) {
+        Change::Named
+    } else {
+        Change::Nobodys
     }
 }
 
@@ -94,20 +121,25 @@ mod tests {
     #[test]
     fn only_what_changes_users_is_taken_for_it() {
         for (words, expected) in [
-            (&["ACL", "setuser", "default", "off"][..], true),
-            (&["acl", "LOAD"], true),
-            (&["ACL", "DELUSER", "x"], true),
-            (&["ACL", "WHOAMI"], false),
-            (&["ACL"], false),
-            (&["CONFIG", "GET", "requirepass"], false),
-            (&["CONFIG", "SET", "maxmemory", "1", "RequirePass", "x"], true),
-            (&["CONFIG", "SET", "maxmemory", "1"], false),
-            (&["SET", "setuser", "load"], false),
+            (&["ACL", "setuser", "default", "off"][..], Change::Everybodys),
+            (&["ACL", "SETUSER", "Default", "off"], Change::Named),
+            (&["ACL", "SETUSER"], Change::Named),
+            (&["acl", "LOAD"], Change::Everybodys),
+            (&["ACL", "DELUSER", "x"], Change::Named),
+            (&["ACL", "WHOAMI"], Change::Nobodys),
+            (&["ACL"], Change::Nobodys),
+            (&["CONFIG", "GET", "requirepass"], Change::Nobodys),
+            (
+                &["CONFIG", "SET", "maxmemory", "1", "RequirePass", "x"],
+                Change::Everybodys,
+            ),
+            (&["CONFIG", "SET", "maxmemory", "1"], Change::Nobodys),
+            (&["SET", "setuser", "load"], Change::Nobodys),
         ] {
             let mut frame = Vec::new();
             encode(words, &mut frame);
             assert_eq!(
-                may_change(CommandId::lookup(words[0].as_bytes()), &frame),
+                change(CommandId::lookup(words[0].as_bytes()), &frame),
                 expected,
                 "{words:?}"
             );

@@ -532,17 +532,17 @@ impl Upstream {
             },
             Kind::Executes(outcome) => {
                 // Where it was refused within the array nothing changed, and newcomers have a connection of their own for nothing.
-                if outcome.rights && !error {
-                    self.worker.shared.rights.note_change();
+                if !error {
+                    self.worker.shared.rights.note(outcome.rights);
                 }
                 client.reply(reply);
                 if let Some(db) = selected(reply, &outcome.selects) {
                     client.apply(StateChange::Select(db));
                 }
             }
-            Kind::ChangesRights => {
+            Kind::ChangesRights(change) => {
                 if !error {
-                    self.worker.shared.rights.note_change();
+                    self.worker.shared.rights.note(change);
                 }
                 client.reply(reply);
             }

@@ -9,6 +9,7 @@ use bytes::{Buf, BytesMut};
 use super::super::census::KillAll;
 use super::super::client::Client;
 use super::super::pin::{Outcome, StateChange};
+use super::super::rights::Change;
 use crate::command::{CommandId, Connection};
 use crate::session::effect::Planned;
 
@@ -31,7 +32,7 @@ pub(in crate::proxy) enum Kind {
     /// EXEC of a transaction that changes more than data.
     Executes(Outcome),
     /// May change who may do what.
-    ChangesRights,
+    ChangesRights(Change),
     /// The reply counts the server's clients.
     Census,
     /// All clients end if the server agrees.

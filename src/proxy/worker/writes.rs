@@ -8,6 +8,7 @@ use tokio::time::sleep;
 
 use super::{Worker, now_ms};
 use crate::journal::RecordedEffect;
+use crate::proxy::rights::Change;
 use crate::proxy::upstream::SessionWrite;
 use crate::resp::{Args, RequestScanner};
 use crate::session::Effect;
@@ -104,12 +105,15 @@ impl Worker {
     }
 
     /// Users are changed on a connection whose replies tell nothing: now, or a little later.
-    pub(in crate::proxy) fn note_unanswered_change_of_rights(self: &Rc<Self>) {
-        self.shared.rights.note_change();
+    pub(in crate::proxy) fn note_unanswered_change_of_rights(self: &Rc<Self>, change: Change) {
+        if change == Change::Nobodys {
+            return;
+        }
+        self.shared.rights.note(change);
         let worker = self.clone();
         tokio::task::spawn_local(async move {
             sleep(SETTLE_LATER).await;
-            worker.shared.rights.note_change();
+            worker.shared.rights.note(change);
         });
     }
 
