@@ -440,7 +440,13 @@ async fn serve(config: &Config) -> Result<(), String> {
         state,
     );
     // These have nothing to finish: they end with the runtime.
-    tokio::spawn(ask_stores(stores.clone(), tee.clone(), setup.rows.clone(), reachable));
+    tokio::spawn(ask_stores(
+        proxy.clone(),
+        stores.clone(),
+        tee.clone(),
+        setup.rows.clone(),
+        reachable,
+    ));
     tokio::spawn(keep_asking_for_password(shared.clone(), setup.source.clone()));
     tokio::spawn({
         let controller = controller.clone();
@@ -651,11 +657,23 @@ async fn keep_asking_for_password(shared: Arc<Shared>, source: Endpoint) {
     }
 }
 
-/// Keeps asking whether the stores are there, so that an idle proxy knows too.
-async fn ask_stores(stores: Stores, tee: Arc<Tee>, rows: Option<Arc<Rows>>, reachable: Arc<AtomicBool>) {
+/// Keeps asking whether the stores are there, so that an idle proxy knows too. Of an authority that answers clients it is known.
+async fn ask_stores(
+    proxy: Arc<Proxy>,
+    stores: Stores,
+    tee: Arc<Tee>,
+    rows: Option<Arc<Rows>>,
+    reachable: Arc<AtomicBool>,
+) {
+    let mut last = None;
     loop {
-        let authority = stores.authority_store().ping().await;
-        reachable.store(authority.is_ok(), Relaxed);
+        let authority = stores.authority();
+        let heard: u64 = proxy.stats().map(|stats| stats.heard(authority)).sum();
+        let answers_clients = last
+            .replace((authority, heard))
+            .is_some_and(|(of, before)| of == authority && before != heard);
+        let answers = answers_clients || stores.of(authority).ping().await.is_ok();
+        reachable.store(answers, Relaxed);
         for sink in tee.sinks() {
             if !sink.is_enabled() || !sink.is_empty() {
                 continue;

@@ -282,6 +282,31 @@ fn workers_without_clients_hold_one_connection_each() {
     assert_eq!(count(), IDLE);
 }
 
+/// What the proxy says to the server itself is in its slow log, in its `MONITOR` and in its graphs.
+#[test]
+fn a_server_that_answers_clients_is_not_asked_whether_it_is_there() {
+    let served = served(&[], &[]);
+    let pings = || -> u64 {
+        let stats: String = served.source.ask(&["INFO", "commandstats"]);
+        let calls = stats.split("cmdstat_ping:calls=").nth(1);
+        calls.map_or(0, |rest| rest.split(',').next().unwrap().parse().unwrap())
+    };
+    let mut client = Raw::connect(&served.proxy.address());
+    let mut talk = |for_long: Duration| {
+        let began = Instant::now();
+        while began.elapsed() < for_long {
+            assert_eq!(client.ask(&["GET", "a"]), b"$-1\r\n");
+            sleep(Duration::from_millis(20));
+        }
+    };
+    // What it asked before it had clients is over.
+    talk(Duration::from_secs(1));
+    let before = pings();
+    talk(Duration::from_secs(3));
+    assert!(pings() <= before + 1, "{} in 3 s", pings() - before);
+    eventually("it is asked again", Duration::from_secs(5), || pings() > before + 2);
+}
+
 #[test]
 fn clients_change_their_worker_unnoticed() {
     let served = served(&[], &["--workers", "2", "--log", "info,sessionferry::proxy=debug"]);

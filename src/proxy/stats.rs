@@ -43,6 +43,8 @@ pub struct WorkerStats {
     busy: AtomicU64,
     pub held: AtomicU64,
     pub errors: AtomicU64,
+    /// Replies of each side that are no error.
+    heard: [AtomicU64; 2],
     /// By side, then by kind.
     upstream_errors: [[AtomicU64; Trouble::ALL.len()]; 2],
     /// Replies that left before the stores of `tee.ack` had the write.
@@ -59,6 +61,7 @@ impl Default for WorkerStats {
             busy: AtomicU64::new(0),
             held: AtomicU64::new(0),
             errors: AtomicU64::new(0),
+            heard: Default::default(),
             upstream_errors: Default::default(),
             late_acks: AtomicU64::new(0),
             commands: (0..CommandId::COUNT).map(|_| AtomicU64::new(0)).collect(),
@@ -82,6 +85,15 @@ impl WorkerStats {
             add(&self.errors, 1);
         }
         self.latency.note_alone(queued.elapsed());
+    }
+
+    pub(super) fn note_heard(&self, side: Authority) {
+        add(&self.heard[side as usize], 1);
+    }
+
+    /// So many replies have come from this side: as long as they do, nobody need ask whether it is there.
+    pub fn heard(&self, side: Authority) -> u64 {
+        self.heard[side as usize].load(Relaxed)
     }
 
     /// Two threads count clients: the acceptor and the worker.

@@ -461,6 +461,9 @@ impl Upstream {
             queue.out = BytesMut::new();
         }
         drop(queue);
+        if !error {
+            self.worker.stats.note_heard(self.authority);
+        }
         self.finish(entry, bytes, error);
         Ok(())
     }
