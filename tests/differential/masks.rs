@@ -78,14 +78,14 @@ pub struct Masks {
     unsubscribed_within: bool,
     /// RESET has been sent.
     reset: bool,
-    /// Commands so far.
+    /// Replies to the commands so far, if each is executed.
     pub asked: usize,
 }
 
 impl Masks {
     pub fn note(&mut self, commands: &[Words]) {
-        self.asked += commands.len();
         for words in commands {
+            self.asked += 1;
             let Some(name) = words.first() else { continue };
             let lower = |word: &Vec<u8>| String::from_utf8_lossy(word).to_ascii_lowercase();
             let name = lower(name);
@@ -96,6 +96,12 @@ impl Masks {
                 "exec" | "discard" | "reset" => self.in_transaction = false,
                 "sort" | "sort_ro" if words.iter().any(|word| lower(word) == "by") => self.active.push(&SORTED_BY),
                 "client" if self.reset && two.as_deref() == Some("client info") => self.active.push(&AFTER_RESET),
+                // Each channel is confirmed by itself. Were that not counted, what has not been answered would be taken to have been.
+                "subscribe" | "psubscribe" | "ssubscribe" | "unsubscribe" | "punsubscribe" | "sunsubscribe"
+                    if words.len() > 2 && !self.in_transaction =>
+                {
+                    self.asked += words.len() - 2;
+                }
                 "unsubscribe" | "punsubscribe" | "sunsubscribe" if words.len() == 1 => {
                     self.unsubscribed = true;
                     self.unsubscribed_within |= self.in_transaction;
