@@ -475,6 +475,19 @@ impl Client {
         }
     }
 
+    /// Another upstream of its own, in the state that the client is in, where that has changed since the present one was opened.
+    pub(super) fn pin_anew(self: &Rc<Self>) -> Option<Rc<Upstream>> {
+        let mut slot = self.pin.borrow_mut();
+        // A change on its way is repeated from the state that it was made in.
+        let pin = slot.as_mut().filter(|pin| pin.used_up && !pin.changing)?;
+        pin.upstream = self
+            .worker
+            .exclusive_upstream(&self.identity.borrow(), &self.labels.borrow());
+        pin.upstream.own(Some(self.clone()));
+        pin.used_up = false;
+        Some(pin.upstream.clone())
+    }
+
     /// Gives the client an upstream of its own.
     pub(super) fn pin(self: &Rc<Self>) {
         if self.pin.borrow().is_none() {

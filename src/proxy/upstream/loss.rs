@@ -67,6 +67,19 @@ impl Upstream {
             self.finish(entry, text, true);
         }
         self.worker.flush_clients();
+        self.follow_owner();
+    }
+
+    /// The owner's state may have changed since this connection was opened (SELECT): opened again, it would be in the old one. What is
+    /// to be repeated goes to one that is as the owner is now.
+    fn follow_owner(&self) {
+        let owner = self.owner.borrow().clone();
+        if let Some(new) = owner.and_then(|owner| owner.pin_anew()) {
+            self.own(None);
+            *new.queue.borrow_mut() = self.queue.take();
+            new.wake();
+            self.close();
+        }
     }
 
     /// While no connection to the authority stood, nobody could notice that it was restarted.
