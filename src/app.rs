@@ -1,5 +1,8 @@
 //! `run` and `check`: the wiring of all rooms, from the configuration to the end.
 
+mod asking;
+mod setup;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -11,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::check::{Finding, Level, Stops, Subject, of_source, preflight};
-use crate::config::{self, Ack, ClientAuth, Config, DatabaseMode, Listen, OnFlush, OnSourceLoss};
+use crate::config::{Ack, ClientAuth, Config, Listen, OnFlush, OnSourceLoss};
 use crate::init::{self, Plan, Project};
 use crate::journal::{self, Journal};
 use crate::migrate::state::{self, DataDir, State};
@@ -22,12 +25,12 @@ use crate::proxy::access::{Access, Users};
 use crate::proxy::identity::Servers;
 use crate::proxy::{self, Listener, Names, Proxy, Shared};
 use crate::rehearse::{self, SCRATCH_TABLE};
-use crate::session::row::RowCodec;
-use crate::session::{Aliases, Compression, Compressor, KeyPatterns, Serializer, SessionSerializer, ValueFormat};
-use crate::sink::{Database, DatabaseOptions, RedisStore, StoreErrorKind};
+use crate::sink::RedisStore;
 use crate::status::{Authority, Restored};
 use crate::tee::delivery::{Counters, Delivery, Stores};
-use crate::tee::{Rescue, Restore, Rows, Shield, SinkName, SiteRows, Tee};
+use crate::tee::{Rescue, Restore, Rows, Shield, SinkName, Tee};
+use asking::{ask_stores, asks_password, keep_asking_for_password};
+use setup::{Setup, rows_in, setup};
 
 /// Threads of the control runtime: delivery, backfill, verify, admin.
 const CONTROL_THREADS: usize = 2;
@@ -37,111 +40,8 @@ const CONTROL_NICE: i32 = 5;
 const DRAIN_GRACE: Duration = Duration::from_secs(5);
 /// Descriptors that the proxy needs besides its clients'.
 const SPARE_FILES: u64 = 256;
-/// Looking after the journal, and asking the stores whether they are there.
+/// How often the journal is looked after.
 const TEND_EVERY: Duration = Duration::from_millis(500);
-
-/// What the configuration means, in the rooms' own types.
-struct Setup {
-    source: Endpoint,
-    target: Endpoint,
-    patterns: KeyPatterns,
-    aliases: Option<Aliases>,
-    rows: Option<Arc<Rows>>,
-}
-
-fn setup(config: &Config) -> Result<Setup, String> {
-    let endpoint = |side: &str, store: &config::Store| store.endpoint().map_err(|error| format!("{side}: {error}"));
-    let source = endpoint("source", &config.source)?;
-    let target = endpoint("target", &config.target)?;
-    if source.db != target.db {
-        return Err(format!(
-            "source.url names database {} and target.url database {}: Django keeps its number at a cutover, so give the same",
-            source.db, target.db
-        ));
-    }
-    let all: Vec<String> = config
-        .sites
-        .iter()
-        .flat_map(|site| site.django.session_key_patterns.clone())
-        .collect();
-    let patterns = KeyPatterns::parse(&all).map_err(|error| error.to_string())?;
-    let mixed = config.sites.iter().map(|site| &site.django);
-    let mixed = mixed.filter(|django| django.engine == config::Engine::Both);
-    let aliases = Aliases::of_engines(mixed.flat_map(|django| &django.session_key_patterns));
-    let rows = config.sites.iter().filter_map(|site| rows_of(site).transpose());
-    Ok(Setup {
-        source,
-        target,
-        patterns,
-        aliases: aliases.map_err(|error| error.to_string())?,
-        rows: Rows::new(rows.collect::<Result<_, String>>()?),
-    })
-}
-
-/// A site's rows; `None` where it has no database.
-fn rows_of(site: &config::Site) -> Result<Option<Arc<SiteRows>>, String> {
-    rows_in(site, &site.database.table)
-}
-
-/// The same in another table of that database.
-fn rows_in(site: &config::Site, table: &str) -> Result<Option<Arc<SiteRows>>, String> {
-    let (django, database) = (&site.django, &site.database);
-    let (Some(url), Some(secret_key)) = (&database.url, &django.secret_key) else {
-        return Ok(None);
-    };
-    let options = DatabaseOptions {
-        table: table.to_owned(),
-        use_tz: django.use_tz,
-        time_zone: django.time_zone,
-    };
-    let are_djangos = database.mode == DatabaseMode::Verify;
-    let is_sqlite = url.expose().trim_start().to_ascii_lowercase().starts_with("sqlite");
-    let fallbacks: Vec<Vec<u8>> = django
-        .secret_key_fallbacks
-        .iter()
-        .map(|key| key.expose().as_bytes().to_vec())
-        .collect();
-    let codec = RowCodec::new(secret_key.expose().as_bytes(), &fallbacks, &django.salt)
-        .with_format(value_format(django))
-        .with_serializer(match django.session_serializer {
-            config::SessionSerializer::Json => SessionSerializer::Json,
-            config::SessionSerializer::Pickle => SessionSerializer::Pickle,
-        });
-    Ok(Some(Arc::new(SiteRows {
-        patterns: KeyPatterns::parse(&django.session_key_patterns).map_err(|error| error.to_string())?,
-        database: Database::open(url.expose(), options).map_err(|error| format!("database.url: {error}"))?,
-        table: table.to_owned(),
-        codec,
-        cookie_age: django.cookie_age.as_secs() as i64,
-        are_djangos,
-        may_be_made: is_sqlite && !are_djangos,
-    })))
-}
-
-/// How the site's cache backend writes values.
-fn value_format(django: &config::Django) -> ValueFormat {
-    let with = |compressor| Compression::With(compressor);
-    ValueFormat {
-        serializer: match django.value_serializer {
-            config::Serializer::Auto => Serializer::Auto,
-            config::Serializer::Pickle => Serializer::Pickle,
-            config::Serializer::Json => Serializer::Json,
-            config::Serializer::Msgpack => Serializer::Msgpack,
-            config::Serializer::Signed => Serializer::Signed,
-        },
-        compression: match django.value_compressor {
-            config::Compressor::Auto => Compression::Auto,
-            config::Compressor::None => Compression::None,
-            config::Compressor::Zlib => with(Compressor::Zlib),
-            config::Compressor::Gzip => with(Compressor::Gzip),
-            config::Compressor::Bz2 => with(Compressor::Bz2),
-            config::Compressor::Lzma => with(Compressor::Lzma),
-            config::Compressor::Lz4 => with(Compressor::Lz4),
-            config::Compressor::Zstd => with(Compressor::Zstd),
-            config::Compressor::Brotli => with(Compressor::Brotli),
-        },
-    }
-}
 
 /// `sessionferry check`: what was found, the worst of it deciding the exit code.
 ///
@@ -629,66 +529,6 @@ fn replay(tee: &Tee, recovered: &journal::Recovered) {
     if !recovered.writes.is_empty() || recovered.wipe.is_some() {
         let (sessions, torn) = (recovered.writes.len(), recovered.torn);
         tracing::info!(sessions, torn, "writes of an earlier run are looked at again");
-    }
-}
-
-/// Whether the server refuses those who have not authenticated; `None` where it does not say.
-async fn asks_password(endpoint: &Endpoint) -> Option<bool> {
-    let mut nobody = endpoint.clone();
-    (nobody.username, nobody.password) = (None, None);
-    match RedisStore::new(nobody).ping().await {
-        Ok(()) => Some(false),
-        Err(error) => (error.kind() == StoreErrorKind::Auth).then_some(true),
-    }
-}
-
-/// Looks again whether the source lets strangers in, each time users have been changed.
-async fn keep_asking_for_password(shared: Arc<Shared>, source: Endpoint) {
-    let mut seen = shared.rights.changes();
-    loop {
-        tokio::time::sleep(TEND_EVERY).await;
-        let changes = shared.rights.changes();
-        if changes != seen
-            && let Some(asks) = asks_password(&source).await
-        {
-            seen = changes;
-            shared.rights.set_asks(asks, changes);
-        }
-    }
-}
-
-/// Keeps asking whether the stores are there, so that an idle proxy knows too. Of an authority that answers clients it is known.
-async fn ask_stores(
-    proxy: Arc<Proxy>,
-    stores: Stores,
-    tee: Arc<Tee>,
-    rows: Option<Arc<Rows>>,
-    reachable: Arc<AtomicBool>,
-) {
-    let mut last = None;
-    loop {
-        let authority = stores.authority();
-        let heard: u64 = proxy.stats().map(|stats| stats.heard(authority)).sum();
-        let answers_clients = last
-            .replace((authority, heard))
-            .is_some_and(|(of, before)| of == authority && before != heard);
-        let answers = answers_clients || stores.of(authority).ping().await.is_ok();
-        reachable.store(answers, Relaxed);
-        for sink in tee.sinks() {
-            if !sink.is_enabled() || !sink.is_empty() {
-                continue;
-            }
-            let asked = match (sink.name, &rows) {
-                (SinkName::Redis, _) => stores.other_store().ping().await.map_err(|error| error.to_string()),
-                (SinkName::Database, Some(rows)) => rows.ping().await.map_err(|error| error.to_string()),
-                (SinkName::Database, None) => Ok(()),
-            };
-            if let Err(error) = &asked {
-                *sink.last_error.lock().expect("no panic while locked") = Some(error.clone());
-            }
-            sink.connected.store(asked.is_ok(), Relaxed);
-        }
-        tokio::time::sleep(TEND_EVERY).await;
     }
 }
 
