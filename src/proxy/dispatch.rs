@@ -366,7 +366,7 @@ impl Downstream {
                 Connection::Multi => pin.transaction = Some(Transaction::default()),
                 Connection::Exec => {
                     let ended = pin.transaction.take();
-                    rights = rights.max(ended.as_ref().map_or(Change::Nobodys, |ended| ended.outcome.rights));
+                    rights |= ended.as_ref().map_or(Change::Nobodys, |ended| ended.outcome.rights);
                     if let Some(write) = ended.and_then(Transaction::into_write) {
                         client.worker.begin(upstream.id, &write);
                         writes.push(write);
@@ -376,8 +376,7 @@ impl Downstream {
             }
             if let Some(transaction) = &mut pin.transaction {
                 writes.iter().for_each(|write| transaction.note(write));
-                let rights = std::mem::take(&mut rights);
-                transaction.outcome.rights = transaction.outcome.rights.max(rights);
+                transaction.outcome.rights |= std::mem::take(&mut rights);
             }
         }
         client.worker.note_unanswered_change_of_rights(rights);
@@ -460,7 +459,7 @@ impl Downstream {
                 _ => None,
             };
             transaction.queue(connection, frame, select);
-            transaction.outcome.rights = transaction.outcome.rights.max(change(command, frame));
+            transaction.outcome.rights |= change(command, frame);
             planned.iter().for_each(|write| transaction.note(write));
             match connection {
                 Connection::Hello

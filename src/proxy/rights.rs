@@ -1,6 +1,7 @@
 //! When users and passwords change, a Redis lets no stranger in any more, though connections that stood before go on. So
 //! clients that come after such a change share no connection with those that came before it.
 
+use std::ops::BitOrAssign;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
 
 use crate::clock::now_ms;
@@ -22,6 +23,13 @@ pub(super) enum Change {
     Named,
     /// Perhaps of the one that everybody is who has not authenticated (`default`), too.
     Everybodys,
+}
+
+impl BitOrAssign for Change {
+    /// The two together.
+    fn bitor_assign(&mut self, other: Change) {
+        *self = (*self).max(other);
+    }
 }
 
 /// How often the rights of those who have not authenticated were changed by a command that came through here.

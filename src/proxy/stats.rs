@@ -43,7 +43,7 @@ pub struct WorkerStats {
     busy: AtomicU64,
     pub held: AtomicU64,
     pub errors: AtomicU64,
-    /// Replies of each side that are no error.
+    /// Reads from each side with a reply in them that is no error.
     heard: [AtomicU64; 2],
     /// By side, then by kind.
     upstream_errors: [[AtomicU64; Trouble::ALL.len()]; 2],
@@ -91,7 +91,7 @@ impl WorkerStats {
         add(&self.heard[side as usize], 1);
     }
 
-    /// So many replies have come from this side: as long as they do, nobody need ask whether it is there.
+    /// Grows with the replies of this side: as long as it does, nobody need ask whether it is there.
     pub fn heard(&self, side: Authority) -> u64 {
         self.heard[side as usize].load(Relaxed)
     }

@@ -408,9 +408,11 @@ impl Upstream {
             return Ok(());
         }
         let mut start = 0;
+        let mut heard = false;
         let result = loop {
             match scanner.scan(&buffer[start..]) {
                 Ok(Some(reply)) => {
+                    heard |= !reply.is_error();
                     let bytes = &buffer[start..start + reply.len];
                     start += reply.len;
                     if let Err(reason) = self.handle_reply(bytes, reply.is_push(), reply.is_error()) {
@@ -421,6 +423,9 @@ impl Upstream {
                 Err(error) => break Err(error.to_string()),
             }
         };
+        if heard {
+            self.worker.stats.note_heard(self.authority);
+        }
         if start == buffer.len() {
             buffer.clear();
         } else {
@@ -461,9 +466,6 @@ impl Upstream {
             queue.out = BytesMut::new();
         }
         drop(queue);
-        if !error {
-            self.worker.stats.note_heard(self.authority);
-        }
         self.finish(entry, bytes, error);
         Ok(())
     }
