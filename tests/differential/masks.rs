@@ -13,20 +13,34 @@ struct Mask {
     reason: &'static str,
     /// What is left of each node of a reply.
     keep: fn(Value) -> Value,
+    /// It brings what is left into an order, which what the others take away must not decide: it comes after them.
+    sorts: bool,
 }
 
 const fn mask(commands: &'static str, reason: &'static str, keep: fn(Value) -> Value) -> Mask {
-    Mask { commands, reason, keep }
+    Mask {
+        commands,
+        reason,
+        keep,
+        sorts: false,
+    }
+}
+
+const fn sort(commands: &'static str, reason: &'static str, keep: fn(Value) -> Value) -> Mask {
+    Mask {
+        sorts: true,
+        ..mask(commands, reason, keep)
+    }
 }
 
 #[rustfmt::skip]
 const MASKS: &[Mask] = &[
-    mask("smembers,sunion,sinter,sdiff,sort,sort_ro", "a set of strings is in the order of the server's own hash seed", unordered),
-    mask("keys,scan,sscan", "keys and members are in the order of the server's own hash seed", scanned),
-    mask("hgetall,hkeys,hvals,hscan", "large hashes are in the order of the server's own hash seed", unordered),
-    mask("pubsub channels,pubsub shardchannels,pubsub numsub", "channels are in the order of the server's own hash seed", unordered),
-    mask("command", "commands are in the order of the server's own hash seed", unordered),
-    mask("config get,function list,module list,acl users", "tables are in the order of the server's own hash seed", unordered),
+    sort("smembers,sunion,sinter,sdiff,sort,sort_ro", "a set of strings is in the order of the server's own hash seed", unordered),
+    sort("keys,scan,sscan", "keys and members are in the order of the server's own hash seed", scanned),
+    sort("hgetall,hkeys,hvals,hscan", "large hashes are in the order of the server's own hash seed", unordered),
+    sort("pubsub channels,pubsub shardchannels,pubsub numsub", "channels are in the order of the server's own hash seed", unordered),
+    sort("command", "commands are in the order of the server's own hash seed", unordered),
+    sort("config get,function list,module list,acl users", "tables are in the order of the server's own hash seed", unordered),
     mask("spop,srandmember,hrandfield,zrandmember,randomkey", "drawn by lot", shape),
     mask("lolwut", "drawn by lot", shape),
     mask("acl genpass", "drawn by lot", shape),
@@ -143,9 +157,9 @@ impl Masks {
         // One alone, or several where a transaction's reply holds several.
         let alone = |mask: &&&Mask| a.clone().map(&mask.keep) == b.clone().map(&mask.keep);
         let all = |value: &Value| {
-            self.active
-                .iter()
-                .fold(value.clone(), |value, mask| value.map(&mask.keep))
+            let (sorting, others): (Vec<&Mask>, Vec<&Mask>) = self.active.iter().copied().partition(|mask| mask.sorts);
+            let masks = others.into_iter().chain(sorting);
+            masks.fold(value.clone(), |value, mask| value.map(&mask.keep))
         };
         self.active.iter().any(|mask| alone(&mask)) || all(&a) == all(&b)
     }
