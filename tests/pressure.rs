@@ -8,7 +8,10 @@ mod support;
 use std::{
     io::{Read, Write},
     net::TcpStream,
-    sync::atomic::{AtomicBool, Ordering::Relaxed},
+    sync::{
+        Barrier, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     thread::{scope, sleep},
     time::{Duration, Instant},
 };
@@ -307,13 +310,20 @@ fn a_server_that_answers_clients_is_not_asked_whether_it_is_there() {
     eventually("it is asked again", Duration::from_secs(5), || pings() > before + 2);
 }
 
-#[test]
-fn clients_change_their_worker_unnoticed() {
+/// Each needs a worker that is busy for most of the time, which two at once may not get.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+/// `meanwhile` is done when all clients are there, before some of them are passed on.
+fn clients_change_their_worker(meanwhile: impl FnOnce(&mut Raw)) {
+    const CLIENTS: usize = 8;
+    const BUSY: usize = 4;
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let served = served(&[], &["--workers", "2", "--log", "info,sessionferry::proxy=debug"]);
     let over = AtomicBool::new(false);
+    let (here, go) = (&Barrier::new(CLIENTS + BUSY + 1), &Barrier::new(CLIENTS + BUSY + 1));
     let address = served.proxy.address();
     scope(|scope| {
-        for number in 0..8 {
+        for number in 0..CLIENTS {
             let (address, over) = (&address, &over);
             scope.spawn(move || {
                 let key = format!("counter {number}");
@@ -323,6 +333,9 @@ fn clients_change_their_worker_unnoticed() {
                     client.ask(&["HELLO", "3"]);
                     client.ask(&["SELECT", "1"]);
                 }
+                client.ask(&["PING"]);
+                here.wait();
+                go.wait();
                 while !over.load(Relaxed) {
                     client.send(&command(&["INCR", &key]).repeat(16));
                     for _ in 0..16 {
@@ -342,12 +355,16 @@ fn clients_change_their_worker_unnoticed() {
             });
         }
         // All came to the first worker; these make it so busy that it passes clients on.
-        for _ in 0..4 {
+        for _ in 0..BUSY {
             let (address, over) = (&address, &over);
             scope.spawn(move || {
                 let mut client = TcpStream::connect(address).unwrap();
                 let pings = command(&["PING"]).repeat(1_000);
                 let mut pongs = vec![0; "+PONG\r\n".len() * 1_000];
+                client.write_all(&pings).unwrap();
+                client.read_exact(&mut pongs).unwrap();
+                here.wait();
+                go.wait();
                 while !over.load(Relaxed) {
                     client.write_all(&pings).unwrap();
                     client.read_exact(&mut pongs).unwrap();
@@ -355,6 +372,12 @@ fn clients_change_their_worker_unnoticed() {
             });
         }
         let _ends_the_threads = Over(&over);
+        let mut one_more = Raw::connect(&address);
+        one_more.ask(&["PING"]);
+        here.wait();
+        meanwhile(&mut one_more);
+        drop(one_more);
+        go.wait();
         eventually("clients have changed their worker", Duration::from_secs(30), || {
             served.proxy.log_text().contains("clients change their worker")
         });
@@ -362,5 +385,19 @@ fn clients_change_their_worker_unnoticed() {
     });
     eventually("all have left", Duration::from_secs(5), || {
         served.proxy.status().clients.connected == 0
+    });
+}
+
+#[test]
+fn clients_change_their_worker_unnoticed() {
+    clients_change_their_worker(|_| ());
+}
+
+/// On the other worker a connection would have to be opened in their name, which the server refuses now. At a Redis those
+/// who are there go on.
+#[test]
+fn who_was_there_before_rights_changed_goes_on_where_it_is() {
+    clients_change_their_worker(|client| {
+        assert_eq!(client.ask(&["ACL", "SETUSER", "default", "off"]), b"+OK\r\n");
     });
 }

@@ -76,6 +76,8 @@ pub(super) struct Client {
     /// May do anything, as far as the proxy decides that itself ([`Access`](super::access::Access)).
     pub(super) admitted: Cell<bool>,
     pub(super) closed: Cell<bool>,
+    /// After so many changes of rights the server took it for who it is.
+    proven_after: Cell<u64>,
     /// The worker to go to as soon as nothing is in flight.
     pub(super) leaves_to: Cell<Option<usize>>,
     /// Close once everything is written.
@@ -114,6 +116,7 @@ impl Client {
             upstream_waits: Cell::new(false),
             admitted: Cell::new(worker.shared.access.is_open()),
             closed: Cell::new(false),
+            proven_after: Cell::new(worker.shared.rights.all_changes()),
             leaves_to: Cell::new(None),
             closing: Cell::new(false),
             waker: Cell::new(None),
@@ -123,6 +126,16 @@ impl Client {
             pin: RefCell::new(None),
             route: RefCell::new(None),
         })
+    }
+
+    /// Whether another worker may serve it. That one opens a connection in its name, which the server may refuse where
+    /// rights have changed, while those that stand go on.
+    pub(super) fn may_change_worker(&self) -> bool {
+        self.proven_after.get() == self.worker.shared.rights.all_changes()
+    }
+
+    fn note_proven(&self) {
+        self.proven_after.set(self.worker.shared.rights.all_changes());
     }
 
     pub(super) fn wake(&self) {
@@ -326,7 +339,10 @@ impl Client {
         }
         match change {
             StateChange::Select(db) => identity.db = db,
-            StateChange::Auth(credentials) => identity.credentials = Some(Rc::new(credentials)),
+            StateChange::Auth(credentials) => {
+                identity.credentials = Some(Rc::new(credentials));
+                self.note_proven();
+            }
             StateChange::Hello {
                 protocol,
                 credentials,
@@ -335,6 +351,7 @@ impl Client {
                 identity.protocol = protocol.unwrap_or(identity.protocol);
                 if let Some(credentials) = credentials {
                     identity.credentials = Some(Rc::new(credentials));
+                    self.note_proven();
                 }
                 if let Some(name) = name {
                     labels.name = Some(name).filter(|name| !name.is_empty());
@@ -373,6 +390,7 @@ impl Client {
             pin.upstream.close();
         }
         *self.identity.borrow_mut() = Identity::nobody(self.worker.shared.rights.changes());
+        self.note_proven();
         self.labels.borrow_mut().name = None;
         *self.route.borrow_mut() = None;
         self.admitted.set(self.worker.shared.access.is_open());

@@ -79,7 +79,8 @@ impl Downstream {
         client.worker.remove(client.id);
     }
 
-    /// Whether nothing ties the client to this worker: nothing in flight or to be written, no upstream of its own.
+    /// Whether nothing ties the client to this worker: nothing in flight or to be written, no upstream of its own, no change
+    /// of rights since it came.
     fn can_leave(&self, waiting: bool) -> bool {
         let client = &self.client;
         !waiting
@@ -89,6 +90,7 @@ impl Downstream {
             && client.pin.borrow().is_none()
             && client.out.borrow().is_empty()
             && self.reader.can_move()
+            && client.may_change_worker()
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {

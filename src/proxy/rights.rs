@@ -36,6 +36,8 @@ impl BitOrAssign for Change {
 #[derive(Debug)]
 pub struct Rights {
     changes: AtomicU64,
+    /// How often anybody's were.
+    all_changes: AtomicU64,
     /// The last change, of a named user, too, ms since the Unix epoch.
     at: AtomicI64,
     /// Clients that came after so many changes, or more, must authenticate.
@@ -49,6 +51,7 @@ impl Rights {
     pub fn new(asks: bool) -> Self {
         Rights {
             changes: AtomicU64::new(0),
+            all_changes: AtomicU64::new(0),
             at: AtomicI64::new(0),
             asked_from: AtomicU64::new(if asks { 0 } else { EVERYBODY }),
             known_to: AtomicU64::new(0),
@@ -78,6 +81,7 @@ impl Rights {
     pub(super) fn note(&self, change: Change) {
         if change != Change::Nobodys {
             self.at.store(now_ms(), Relaxed);
+            self.all_changes.fetch_add(1, Relaxed);
         }
         if change == Change::Everybodys {
             self.changes.fetch_add(1, Relaxed);
@@ -86,6 +90,11 @@ impl Rights {
 
     pub fn changes(&self) -> u64 {
         self.changes.load(Relaxed)
+    }
+
+    /// Named users included. Who has been here since before the last of them may be refused on a new connection.
+    pub(super) fn all_changes(&self) -> u64 {
+        self.all_changes.load(Relaxed)
     }
 
     pub(super) fn changed_just_now(&self) -> bool {

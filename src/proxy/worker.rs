@@ -246,7 +246,7 @@ impl Worker {
     fn shed(&self, to: usize, share: f64) {
         let clients = self.clients.borrow();
         let count = (clients.len() as f64 * share).ceil() as usize;
-        for client in clients.values().take(count) {
+        for client in clients.values().filter(|client| client.may_change_worker()).take(count) {
             client.leaves_to.set(Some(to));
             client.wake();
         }
