@@ -134,6 +134,12 @@ impl Client {
         self.proven_after.get() == self.worker.shared.rights.all_changes()
     }
 
+    /// Whether there was a reply since it came to this worker.
+    #[cfg(feature = "restless")]
+    pub(super) fn has_been_answered_here(&self) -> bool {
+        self.window.get() > WINDOW_FIRST
+    }
+
     fn note_proven(&self) {
         self.proven_after.set(self.worker.shared.rights.all_changes());
     }

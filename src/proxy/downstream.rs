@@ -163,6 +163,10 @@ impl Downstream {
         {
             return Poll::Ready(End::Closed);
         }
+        #[cfg(feature = "restless")]
+        if client.has_been_answered_here() {
+            client.leaves_to.set(client.worker.next_worker());
+        }
         if let Some(to) = client.leaves_to.get() {
             if self.can_leave(waiting) {
                 return Poll::Ready(End::LeavesTo(to));

@@ -252,6 +252,12 @@ impl Worker {
         }
     }
 
+    /// The one after this.
+    #[cfg(feature = "restless")]
+    pub(super) fn next_worker(&self) -> Option<usize> {
+        (self.peers.len() > 1).then(|| (self.index + 1) % self.peers.len())
+    }
+
     /// A client has left, with nothing unanswered.
     pub(super) fn hand_over(&self, to: usize, client: Handover) {
         let Some(peer) = self.peers.get(to) else { return };
