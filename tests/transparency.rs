@@ -238,6 +238,34 @@ fn a_subscription_is_not_overtaken() {
     }
 }
 
+/// The server ends the connection of a client that had one of its own and says QUIT. Meanwhile nobody else is given it.
+#[test]
+fn nobody_is_given_the_connection_of_a_client_that_quits() {
+    const ROUNDS: usize = 1000;
+    let pair = Pair::start();
+    let address = pair.proxy.address();
+    scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                for _ in 0..ROUNDS {
+                    let mut leaves = TcpStream::connect(&address).unwrap();
+                    let says = [&["WATCH", "k"][..], &["UNWATCH"], &["QUIT"]].map(command).concat();
+                    leaves.write_all(&says).unwrap();
+                    assert_eq!(rest(leaves), b"+OK\r\n+OK\r\n+OK\r\n");
+                }
+            });
+            scope.spawn(|| {
+                let mut stays = Raw::connect(&address);
+                for _ in 0..ROUNDS {
+                    stays.send(&[command(&["MULTI"]), command(&["EXEC"])].concat());
+                    assert_eq!(stays.frame(), b"+OK\r\n");
+                    assert_eq!(stays.frame(), b"*0\r\n");
+                }
+            });
+        }
+    });
+}
+
 // ---------------------------------------------------------------------------------------------- shared
 
 /// What one server lets pass, another ends the connection for, and others are on it.

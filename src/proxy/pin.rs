@@ -146,7 +146,7 @@ pub(super) struct Pin {
     pub(super) unmovable: bool,
     /// Bytes only pass through: what comes is not one reply for each command.
     pub(super) stream: bool,
-    /// The connection's identity changed: it is closed rather than kept for others.
+    /// The connection's identity changed, or the server is told to end it: it is closed rather than kept for others.
     pub(super) used_up: bool,
     /// A change of that identity is in flight: what follows must wait for its answer.
     pub(super) changing: bool,

@@ -122,10 +122,11 @@ impl Downstream {
         out
     }
 
-    /// QUIT of a client that has its own upstream: when it is answered, its subscriptions and the like are gone.
+    /// QUIT of a client that has its own upstream: when it is answered, its subscriptions and the like are gone, and the
+    /// server closes that connection, which nobody else must be given meanwhile.
     pub(super) fn quit_own_upstream(&self, command: CommandId, frame: &[u8]) {
         let Some(upstream) = self.client.pin.borrow_mut().as_mut().map(|pin| {
-            pin.changing = true;
+            (pin.used_up, pin.changing) = (true, true);
             pin.upstream.clone()
         }) else {
             return;
