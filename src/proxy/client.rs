@@ -343,6 +343,7 @@ impl Client {
         if let Some(pin) = self.pin.borrow_mut().as_mut() {
             pin.used_up = true;
         }
+        let authenticated = change.authenticates();
         match change {
             StateChange::Select(db) => identity.db = db,
             StateChange::Auth(credentials) => {
@@ -367,11 +368,12 @@ impl Client {
             StateChange::LibName(name) => labels.lib_name = Some(name),
             StateChange::LibVer(version) => labels.lib_ver = Some(version),
         }
-        // A name is there to be found in CLIENT LIST: the connection that bears it is this client's alone.
-        if labels.name.is_some()
-            && let Some(pin) = self.pin.borrow_mut().as_mut()
-        {
-            pin.sticky = true;
+        if let Some(pin) = self.pin.borrow_mut().as_mut() {
+            // A name is there to be found in CLIENT LIST: the connection that bears it is this client's alone.
+            pin.sticky |= labels.name.is_some();
+            // Another connection may be refused what this one has.
+            let (by_old_rights, chosen_before) = (!self.may_change_worker(), authenticated && identity.db != 0);
+            pin.sticky |= !pin.made_do && (by_old_rights || chosen_before) && !self.worker.knows(&identity);
         }
         drop((identity, labels));
         *self.route.borrow_mut() = None;
@@ -489,14 +491,26 @@ impl Client {
         upstream
     }
 
-    /// Gives the client an upstream of its own that has not authenticated: what it was may be refused by now.
-    pub(super) fn pin_as_nobody(self: &Rc<Self>) {
-        if self.pin.borrow().is_none() {
-            let nobody = Identity::nobody(self.worker.shared.rights.changes());
-            let upstream = self.worker.exclusive_upstream(&nobody, &Labels::default());
-            upstream.own(Some(self.clone()));
-            *self.pin.borrow_mut() = Some(Pin::new(upstream));
+    /// Gives the client an upstream of its own to authenticate on: one that stands and is as the client is, or one that has not
+    /// authenticated, since what the client was may be refused by now.
+    pub(super) fn pin_to_authenticate(self: &Rc<Self>) {
+        if self.pin.borrow().is_some() {
+            return;
         }
+        let identity = self.identity.borrow().clone();
+        let standing = match identity.is_nobody() {
+            true => None,
+            false => self.worker.take_standing(&identity, &self.labels.borrow()),
+        };
+        let made_do = standing.is_none();
+        let upstream = standing.unwrap_or_else(|| {
+            let nobody = Identity::nobody(self.worker.shared.rights.changes());
+            self.worker.exclusive_upstream(&nobody, &Labels::default())
+        });
+        upstream.own(Some(self.clone()));
+        let mut pin = Pin::new(upstream);
+        pin.made_do = made_do;
+        *self.pin.borrow_mut() = Some(pin);
     }
 
     /// Another upstream of its own, in the state that the client is in, where that has changed since the present one was opened.

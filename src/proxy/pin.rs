@@ -31,6 +31,17 @@ pub(super) enum StateChange {
     LibVer(Vec<u8>),
 }
 
+impl StateChange {
+    /// Whether it says who the client is.
+    pub(super) fn authenticates(&self) -> bool {
+        match self {
+            StateChange::Auth(_) => true,
+            StateChange::Hello { credentials, .. } => credentials.is_some(),
+            _ => false,
+        }
+    }
+}
+
 /// What EXEC will have changed beside data.
 #[derive(Debug, Default)]
 pub(super) struct Outcome {
@@ -150,6 +161,8 @@ pub(super) struct Pin {
     pub(super) used_up: bool,
     /// A change of that identity is in flight: what follows must wait for its answer.
     pub(super) changing: bool,
+    /// It was nobody's when the client had to authenticate. The database is chosen behind that, which the user may not be allowed to.
+    pub(super) made_do: bool,
     channels: BTreeSet<Bytes>,
     patterns: BTreeSet<Bytes>,
     shards: BTreeSet<Bytes>,
@@ -168,6 +181,7 @@ impl Pin {
             stream: false,
             used_up: false,
             changing: false,
+            made_do: false,
             channels: BTreeSet::new(),
             patterns: BTreeSet::new(),
             shards: BTreeSet::new(),

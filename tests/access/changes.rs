@@ -69,6 +69,75 @@ fn who_is_deleted_while_it_selects_is_not_left_waiting() {
     }
 }
 
+/// No new connection could be brought to where they are: strangers are not let in any more, and these users may not choose a database.
+#[test]
+fn who_chose_a_database_before_it_authenticated_stays_there() {
+    let (direct, behind, target) = (
+        RedisServer::start(&[]),
+        RedisServer::start(&[]),
+        RedisServer::start(&[]),
+    );
+    let proxy = Proxy::start(options(behind.url(), target.url(), ""));
+    for address in [direct.address(), proxy.address()] {
+        for (protocol, way) in [
+            ("2", &["AUTH", "ann", "pw"][..]),
+            ("3", &["AUTH", "ann", "pw"]),
+            ("2", &["HELLO", "3", "AUTH", "ann", "pw"]),
+        ] {
+            let (mut admin, mut client) = (Raw::connect(&address), Raw::connect(&address));
+            let ann = ["ACL", "SETUSER", "ann", "on", ">pw", "~*", "+get", "+multi", "+exec"];
+            assert_eq!(admin.ask(&ann), OK);
+            assert_eq!(admin.ask(&["SET", "a", "0"]), OK);
+            client.ask(&["HELLO", protocol]);
+            assert_eq!(client.ask(&["SELECT", "2"]), OK);
+            assert_eq!(client.ask(&["SET", "a", "2"]), OK);
+            assert_eq!(client.ask(&["ACL", "SETUSER", "default", "off"]), OK);
+            let answer = client.ask(way);
+            assert!(!answer.starts_with(b"-"), "{address} {way:?}: {}", shown(&answer));
+            for _ in 0..2 {
+                assert_eq!(client.ask(&["GET", "a"]), b"$1\r\n2\r\n", "{address} {way:?}");
+                assert_eq!(client.ask(&["MULTI"]), OK);
+                assert_eq!(client.ask(&["GET", "a"]), b"+QUEUED\r\n");
+                assert_eq!(client.ask(&["EXEC"]), b"*1\r\n$1\r\n2\r\n");
+            }
+            let answer = client.ask(&["SELECT", "2"]);
+            assert!(answer.starts_with(b"-NOPERM"), "{address} {way:?}: {}", shown(&answer));
+            assert_eq!(admin.ask(&["ACL", "SETUSER", "default", "on"]), OK);
+        }
+    }
+}
+
+/// Who was let in before that is let in no more can still go where it has not been.
+#[test]
+fn who_was_there_before_users_were_changed_can_choose_another_database() {
+    let (direct, behind, target) = (
+        RedisServer::start(&[]),
+        RedisServer::start(&[]),
+        RedisServer::start(&[]),
+    );
+    let proxy = Proxy::start(options(behind.url(), target.url(), ""));
+    for address in [direct.address(), proxy.address()] {
+        let mut client = Raw::connect(&address);
+        assert_eq!(client.ask(&["SET", "a", "0"]), OK);
+        assert_eq!(client.ask(&["ACL", "SETUSER", "default", "off"]), OK);
+        for (db, way) in [
+            ("3", &[&["SELECT", "3"][..]][..]),
+            ("4", &[&["MULTI"], &["SELECT", "4"], &["EXEC"]]),
+        ] {
+            for command in way {
+                let answer = client.ask(command);
+                assert!(!answer.starts_with(b"-"), "{address} {command:?}: {}", shown(&answer));
+            }
+            assert_eq!(client.ask(&["SET", "a", db]), OK, "{address} {db}");
+            let value = format!("$1\r\n{db}\r\n");
+            assert_eq!(client.ask(&["GET", "a"]), value.as_bytes(), "{address}");
+        }
+        let answer = client.ask(&["HELLO", "3"]);
+        assert!(answer.starts_with(b"%"), "{address}: {}", shown(&answer));
+        assert_eq!(client.ask(&["GET", "a"]), b"$1\r\n4\r\n", "{address}");
+    }
+}
+
 #[test]
 fn who_comes_after_users_were_changed_is_treated_as_a_newcomer() {
     let users = tempfile::NamedTempFile::new().unwrap();

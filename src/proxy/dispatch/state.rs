@@ -36,31 +36,21 @@ impl Downstream {
             }
             return;
         }
-        let authenticates = matches!(
-            change,
-            Some(
-                StateChange::Auth(_)
-                    | StateChange::Hello {
-                        credentials: Some(_),
-                        ..
-                    }
-            )
-        );
-        if authenticates {
-            client.pin_as_nobody();
+        if change.as_ref().is_some_and(StateChange::authenticates) {
+            client.pin_to_authenticate();
         } else {
             client.pin();
         }
-        let Some(upstream) = client.pin.borrow_mut().as_mut().map(|pin| {
+        let Some((upstream, made_do)) = client.pin.borrow_mut().as_mut().map(|pin| {
             (pin.used_up, pin.changing) = (true, true);
-            pin.upstream.clone()
+            (pin.upstream.clone(), pin.made_do)
         }) else {
             return;
         };
         let kind = change.map_or(Kind::Plain, |change| Kind::Change(Box::new(change)));
         self.send(&upstream, &frame, command, None, kind);
         let db = client.identity.borrow().db;
-        if authenticates && upstream.identity.db != db {
+        if made_do && db != 0 {
             let mut select = Vec::new();
             encode(&[b"SELECT".to_vec(), db.to_string().into_bytes()], &mut select);
             upstream.send(&select, InFlight::unowned(CommandId::lookup(b"select"), select.len()));

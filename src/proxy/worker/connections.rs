@@ -72,6 +72,23 @@ impl Worker {
             .cloned()
     }
 
+    /// Whether a connection of this identity stands that its client may share.
+    pub(in crate::proxy) fn knows(&self, identity: &Identity) -> bool {
+        self.known_upstream(identity).is_some()
+    }
+
+    /// One of the spares, if any stands that is of this identity, with these labels or at least without any.
+    pub(in crate::proxy) fn take_standing(&self, identity: &Identity, labels: &Labels) -> Option<Rc<Upstream>> {
+        let mut all = self.kept.borrow_mut();
+        [labels, &Labels::default()].into_iter().find_map(|labels| {
+            let kept = all.get_mut(&(identity.clone(), labels.clone()))?;
+            kept.idle.retain(|upstream| !upstream.is_closed());
+            let at = kept.idle.iter().rposition(|upstream| upstream.connected.get())?;
+            kept.fewest = kept.fewest.min(kept.idle.len() - 1);
+            Some(kept.idle.remove(at))
+        })
+    }
+
     /// Whether some connection of this worker stands. The clients, who may be many, are looked through last.
     pub(in crate::proxy) fn is_connected_to(&self, authority: Authority) -> bool {
         let stands = |upstream: &Rc<Upstream>| upstream.connected.get() && upstream.authority == authority;
