@@ -432,6 +432,36 @@ fn selected_database_name_and_protocol_belong_to_the_client() {
     });
 }
 
+/// Bytes that only pass through are no command that waits for an answer: the connection has to be opened for them as well.
+#[test]
+fn replies_are_switched_off_on_a_connection_that_does_not_stand_yet() {
+    let pair = Pair::start();
+    let in_five = || {
+        let mut client = Raw::connect(&pair.proxied());
+        assert_eq!(client.ask(&["SELECT", "5"]), b"+OK\r\n");
+        client
+    };
+    let mut silent = in_five();
+    assert_eq!(silent.ask(&["SET", "a", "1"]), b"+OK\r\n");
+    // They have both connections that are kept for such as they are, and new ones get no answer.
+    let mut holders: Vec<Raw> = (0..2).map(|_| in_five()).collect();
+    for holder in &mut holders {
+        assert_eq!(holder.ask(&["MULTI"]), b"+OK\r\n");
+    }
+    pair.behind.freeze();
+    std::thread::sleep(Duration::from_secs(4));
+    pair.behind.thaw();
+    for words in [
+        &["CLIENT", "REPLY", "OFF"][..],
+        &["SET", "a", "2"],
+        &["CLIENT", "REPLY", "ON"],
+    ] {
+        silent.send(&command(words));
+    }
+    assert_eq!(silent.frame(), b"+OK\r\n");
+    assert_eq!(silent.ask(&["GET", "a"]), b"$1\r\n2\r\n");
+}
+
 #[test]
 fn a_client_has_one_id_and_no_other_has_it() {
     let pair = Pair::start();

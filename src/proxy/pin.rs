@@ -200,7 +200,7 @@ impl Pin {
     /// From here on bytes only pass through (CLIENT REPLY OFF, MONITOR, replication).
     pub(super) fn become_stream(&mut self) {
         (self.sticky, self.unmovable, self.stream) = (true, true, true);
-        self.upstream.raw.set(true);
+        self.upstream.become_stream();
     }
 
     /// How many confirmations a subscribe or unsubscribe command will get.

@@ -66,7 +66,7 @@ pub(super) struct Upstream {
     /// Commands on their way to another server.
     lifted: RefCell<Option<Queue>>,
     /// What comes is not one reply for each command (replication, CLIENT REPLY OFF): it goes to the owner as it is.
-    pub(super) raw: Cell<bool>,
+    raw: Cell<bool>,
     /// The user may not SELECT: the database is chosen before it authenticates.
     selects_first: Cell<bool>,
     /// Where pushes and other messages that answer no command go; only of an exclusive connection.
@@ -122,6 +122,20 @@ impl Upstream {
 
     pub(super) fn is_idle(&self) -> bool {
         self.queue.borrow().in_flight.is_empty()
+    }
+
+    /// Whether somebody waits for this connection. Who only passes bytes through waits for no reply.
+    fn is_wanted(&self) -> bool {
+        !self.is_idle() || (self.raw.get() && self.backlog() > 0)
+    }
+
+    /// From here on bytes only pass through.
+    pub(super) fn become_stream(&self) {
+        self.raw.set(true);
+        if !self.connected.get() {
+            // Its owner has not waited yet.
+            self.away.set(Some(Instant::now()));
+        }
     }
 
     /// Bytes that wait to be sent or answered.
@@ -213,10 +227,10 @@ impl Upstream {
                         break;
                     }
                     self.handle_loss();
-                    if self.is_idle() && self.is_for_nobody() {
+                    if !self.is_wanted() && self.is_for_nobody() {
                         break;
                     }
-                    if self.is_idle() && !self.identity.is_nobody() {
+                    if !self.is_wanted() && !self.identity.is_nobody() {
                         // Whoever ended it may have meant the user: nobody has asked for it again.
                         self.until_wanted().await;
                     }
@@ -266,7 +280,7 @@ impl Upstream {
                 }
             }
             self.look_after_parked();
-            if self.is_idle() && !self.connected.get() && (!reasons.is_empty() || self.loading.get()) {
+            if !self.is_wanted() && !self.connected.get() && (!reasons.is_empty() || self.loading.get()) {
                 // Nobody waits: the next command will wake us.
                 self.until_wanted().await;
             }
@@ -294,7 +308,7 @@ impl Upstream {
 
     async fn until_wanted(&self) {
         poll_fn(|cx| {
-            if !self.is_idle() || self.closed.get() {
+            if self.is_wanted() || self.closed.get() {
                 return Poll::Ready(());
             }
             self.waker.set(Some(cx.waker().clone()));

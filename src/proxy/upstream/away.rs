@@ -67,6 +67,11 @@ impl Upstream {
             let text = format!("-ERR sessionferry: the {side} Redis cannot be reached; gave up after 4 s\r\n");
             self.finish(entry, text.as_bytes(), true);
         }
+        if self.raw.get() && self.away.get().is_some_and(|since| since.elapsed() >= PARK_LIMIT) {
+            // There is no reply that could say so.
+            self.close_owner();
+            self.closed.set(true);
+        }
         self.worker.flush_clients();
     }
 
