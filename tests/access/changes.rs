@@ -138,6 +138,34 @@ fn who_was_there_before_users_were_changed_can_choose_another_database() {
     }
 }
 
+/// Of those there are two: none that is opened behind the change takes their place.
+#[test]
+fn who_was_there_before_users_were_changed_gets_connections_that_were_there_too() {
+    let (direct, behind, target) = (
+        RedisServer::start(&[]),
+        RedisServer::start(&[]),
+        RedisServer::start(&[]),
+    );
+    let proxy = Proxy::start(options(behind.url(), target.url(), ""));
+    for address in [direct.address(), proxy.address()] {
+        let (mut first, mut second) = (Raw::connect(&address), Raw::connect(&address));
+        for client in [&mut first, &mut second] {
+            assert_eq!(client.ask(&["SET", "a", "1"]), OK);
+        }
+        assert_eq!(first.ask(&["ACL", "SETUSER", "default", "off"]), OK);
+        // Refused, it takes nothing away.
+        for _ in 0..3 {
+            assert!(first.ask(&["SELECT", "x"]).starts_with(b"-ERR"), "{address}");
+        }
+        assert_eq!(first.ask(&["CLIENT", "GETNAME"]), b"$-1\r\n", "{address}");
+        // Spares are looked after now and then.
+        sleep(Duration::from_millis(1500));
+        assert_eq!(second.ask(&["MULTI"]), OK, "{address}");
+        assert_eq!(second.ask(&["GET", "a"]), b"+QUEUED\r\n", "{address}");
+        assert_eq!(second.ask(&["EXEC"]), b"*1\r\n$1\r\n1\r\n", "{address}");
+    }
+}
+
 #[test]
 fn who_comes_after_users_were_changed_is_treated_as_a_newcomer() {
     let users = tempfile::NamedTempFile::new().unwrap();

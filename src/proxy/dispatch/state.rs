@@ -42,7 +42,9 @@ impl Downstream {
             client.pin();
         }
         let Some((upstream, made_do)) = client.pin.borrow_mut().as_mut().map(|pin| {
-            (pin.used_up, pin.changing) = (true, true);
+            pin.changing = true;
+            // A SELECT that is refused changes nothing; a HELLO may have changed something all the same.
+            pin.used_up |= command.entry().connection != Connection::Select;
             (pin.upstream.clone(), pin.made_do)
         }) else {
             return;

@@ -49,12 +49,26 @@ impl Worker {
     /// Connections that stand before a client needs one of its own. A worker that has no clients gets none meanwhile, but
     /// for the first, where the next client goes: a small plan of a hosted Redis allows twenty connections in all.
     fn open_spares(self: &Rc<Self>, identity: &Identity) {
+        if !self.may_open_more(identity) {
+            return;
+        }
         let kind = (identity.clone(), Labels::default());
         let standing = self.kept.borrow().get(&kind).map_or(0, |kept| kept.idle.len());
         for _ in standing..self.spares() {
             let labels = Some(Labels::default());
             self.keep(Upstream::open(self, self.authority.get(), identity.clone(), labels));
         }
+    }
+
+    /// Whether the server would take another connection for what those of this identity are. Where strangers are no longer let in, it
+    /// would be one of a stranger, and no use to who was there before.
+    fn may_open_more(&self, identity: &Identity) -> bool {
+        let rights = &self.shared.rights;
+        let changes = rights.changes();
+        identity.credentials.is_some()
+            || self.shared.servers.by_url
+            || identity.rights == changes
+            || (rights.are_known(changes) && !rights.asks(changes))
     }
 
     /// How many of them there should be, of each kind.
@@ -116,7 +130,7 @@ impl Worker {
         };
         kept.fewest = kept.fewest.min(kept.idle.len());
         let bare = identity.is_nobody() && *labels == Labels::default();
-        if bare && kept.idle.len() < SPARES && !self.shared.servers.by_url {
+        if bare && kept.idle.len() < SPARES && !self.shared.servers.by_url && self.may_open_more(identity) {
             // Nothing is said on it before it is needed: this one need not wait for a quiet moment.
             kept.idle.push(open());
         }
@@ -142,7 +156,7 @@ impl Worker {
             .upstreams
             .borrow()
             .iter()
-            .filter(|(_, upstream)| upstream.connected.get())
+            .filter(|(identity, upstream)| upstream.connected.get() && self.may_open_more(identity))
             .map(|(identity, _)| identity.clone())
             .collect();
         let standing = |(identity, _): &(Identity, Labels)| used.contains(identity);
