@@ -364,6 +364,7 @@ impl Client {
                     labels.name = Some(name).filter(|name| !name.is_empty());
                 }
             }
+            StateChange::BadHello => {}
             StateChange::Name(name) => labels.name = Some(name).filter(|name| !name.is_empty()),
             StateChange::LibName(name) => labels.lib_name = Some(name),
             StateChange::LibVer(version) => labels.lib_ver = Some(version),
@@ -377,6 +378,23 @@ impl Client {
         }
         drop((identity, labels));
         *self.route.borrow_mut() = None;
+    }
+
+    /// The server refused a change of the connection's state. It goes through a HELLO from left to right, and keeps what it has done before
+    /// it finds a mistake: only this connection knows who the client is now.
+    pub(super) fn stay_after(&self, change: &StateChange, refusal: &[u8]) {
+        let has_options = match change {
+            StateChange::Hello { credentials, name, .. } => credentials.is_some() || name.is_some(),
+            StateChange::BadHello => true,
+            _ => false,
+        };
+        let at_once = [&b"-NOPROTO"[..], b"-ERR Protocol version"];
+        if has_options
+            && !at_once.iter().any(|error| refusal.starts_with(error))
+            && let Some(pin) = self.pin.borrow_mut().as_mut()
+        {
+            (pin.sticky, pin.unmovable) = (true, true);
+        }
     }
 
     /// MULTI was refused: what was taken to be queued behind it has been executed, or is about to be.

@@ -26,6 +26,8 @@ pub(super) enum StateChange {
         credentials: Option<Credentials>,
         name: Option<Vec<u8>>,
     },
+    /// A HELLO with options that the server will refuse.
+    BadHello,
     Name(Vec<u8>),
     LibName(Vec<u8>),
     LibVer(Vec<u8>),

@@ -584,7 +584,9 @@ impl Upstream {
             Kind::Change(change) => {
                 client.changing.set(false);
                 client.reply(reply);
-                if !error && !crate::session::effect::is_null(reply) {
+                if error {
+                    client.stay_after(&change, reply);
+                } else if !crate::session::effect::is_null(reply) {
                     client.apply(*change);
                 }
             }

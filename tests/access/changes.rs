@@ -166,6 +166,36 @@ fn who_was_there_before_users_were_changed_gets_connections_that_were_there_too(
     }
 }
 
+/// Redis 7 reads it from left to right, and has obeyed the first option when it finds fault with the second.
+#[test]
+fn a_hello_that_is_refused_may_have_changed_who_the_client_is() {
+    let (direct, behind, target) = (
+        RedisServer::start(&[]),
+        RedisServer::start(&[]),
+        RedisServer::start(&[]),
+    );
+    let proxy = Proxy::start(options(behind.url(), target.url(), ""));
+    let mut answers = [direct.address(), proxy.address()].map(|address| {
+        let mut admin = Raw::connect(&address);
+        assert_eq!(admin.ask(&["ACL", "SETUSER", "ann", "on", ">pw", "~*", "+@all"]), OK);
+        let ways: [&[&str]; 5] = [
+            &["HELLO", "3", "AUTH", "ann", "pw", "SETNAME", "two words"],
+            &["HELLO", "3", "AUTH", "ann", "pw", "NONSENSE"],
+            &["HELLO", "3", "SETNAME", "one", "AUTH", "ann", "wrong"],
+            &["HELLO", "4", "AUTH", "ann", "pw"],
+            &["HELLO", "3", "NONSENSE", "AUTH", "ann", "pw"],
+        ];
+        ways.map(|way| {
+            let mut client = Raw::connect(&address);
+            assert_eq!(client.ask(&["SELECT", "1"]), OK);
+            assert!(client.ask(way).starts_with(b"-"), "{address} {way:?}");
+            [&["ACL", "WHOAMI"][..], &["CLIENT", "GETNAME"], &["ACL", "WHOAMI"]].map(|command| client.ask(command))
+        })
+    });
+    let [direct, proxied] = answers.each_mut();
+    assert_eq!(direct, proxied);
+}
+
 #[test]
 fn who_comes_after_users_were_changed_is_treated_as_a_newcomer() {
     let users = tempfile::NamedTempFile::new().unwrap();

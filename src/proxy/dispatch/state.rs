@@ -273,7 +273,7 @@ fn state_change(command: CommandId, args: &[&[u8]]) -> Option<StateChange> {
                         name = Some(text.to_vec());
                         tail
                     }
-                    _ => return None,
+                    _ => return Some(StateChange::BadHello),
                 }
             }
         }
